@@ -13,6 +13,7 @@ from lit_rlhf.models import Backbone, evaluating
 from lit_rlhf.models.branched import length_limit, pack
 from lit_rlhf.models.checks import product_dtype
 from lit_rlhf.models.loading import embeddings
+from lit_rlhf.models.sharding import agreed
 from lit_rlhf.options import check_option
 from lit_rlhf.types import Generation, Prompts, asked
 
@@ -246,7 +247,10 @@ class LocalEngine(RolloutEngine):
             self._compare(backbone, role, _PROMPTS)
             backbone.decoded_by.add(kind)
         beyond = f"{kind}, beyond windows"
-        if window is not None and longest > window and beyond not in backbone.decoded_by:
+        if window is None or beyond in backbone.decoded_by:
+            return
+        # Processes that wait for one another compare together.
+        if agreed(backbone, longest > window):
             self._compare(backbone, role, (window + _PROMPTS[1], *_PROMPTS[1:]))
             backbone.decoded_by.add(beyond)
 

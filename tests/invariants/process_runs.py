@@ -38,6 +38,16 @@ from tests.invariants.process_others import callbacks_of, other_data, other_make
 from tests.invariants.resume_runs import make_data
 
 BATCHES = 2
+WINDOWED = {
+    "model_type": "mistral",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "sliding_window": 29,
+}
+"""In the first iteration the rows of one process alone are longer than the window."""
 DATA = {
     "sft": "sft",
     "reward": "reward",
@@ -115,6 +125,12 @@ def make_module(kind: str, world: Path, urls: Sequence[str] = ()) -> RLHFModule:
             **acting,
         ),
         "grpo": lambda: GRPOPolicyModule(spec, whole, num_samples=3, **acting),
+        "grpo-window": lambda: GRPOPolicyModule(
+            ModelSpec(config=WINDOWED, tokenizer=model, init_seed=7),
+            LengthReward(),
+            num_samples=3,
+            **acting,
+        ),
         "distill": lambda: DistillationPolicyModule(
             spec, LengthReward(), teacher=another_teacher(world), num_samples=3, **watching_kl
         ),

@@ -21,11 +21,11 @@ from tests.walks import walk
 WHOLE = ("sft", "reward", "dpo", "ppo", "grpo")
 KINDS = {
     "ddp": (*WHOLE, "ppo-nf4", "tdpo"),
-    "fsdp2": (*WHOLE, "ppo-lora", "distill", "tdpo", "tdpo-lora"),
+    "fsdp2": (*WHOLE, "ppo-lora", "grpo-window", "distill", "tdpo", "tdpo-lora"),
 }
 SHOWN = (("ddp", "ppo"), ("fsdp2", "ppo"))
 CASES = walk([(strategy, kind) for strategy, kinds in KINDS.items() for kind in kinds], *SHOWN)
-POLICIES = ("ppo", "grpo", "ppo-lora", "ppo-nf4", "distill")
+POLICIES = ("ppo", "grpo", "grpo-window", "ppo-lora", "ppo-nf4", "distill")
 PADDING = "train/padding_share"
 Ranks = list[dict[str, Any]]
 
