@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from huggingface_hub import close_session, constants
 from lit_rlhf.cli import main
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec, export_policy, export_reward
 from lit_rlhf.testing.tiny import write_tiny_world
+from tests.loopback import Server
 
 
 class Hub:
@@ -123,7 +124,7 @@ def serving(hub: Hub) -> Iterator[None]:
         def log_message(self, *args: object) -> None:
             """Says nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", 0), Handler)
     hub.address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
