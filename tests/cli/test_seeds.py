@@ -63,7 +63,8 @@ def test_finished_seeds_are_left_out_and_compared(
     wanted = [f"{number:.4g}" for number in (fmean(values), half, stdev(values), *values)]
     line = next(line for line in said.splitlines() if line.startswith("loss, validation"))
     found = line.removeprefix("loss, validation").split()
-    assert [float(x) for x in found] == pytest.approx([float(x) for x in wanted], rel=2e-4)
+    # As printed, so by one of the fourth digit where a value lies between two.
+    assert [float(x) for x in found] == pytest.approx([float(x) for x in wanted], rel=1e-3)
     assert len(set(values)) == 3
     page = Path("r/report.html").read_text()
     assert ", 3 seeds" in page and "Seed by seed: " in page
