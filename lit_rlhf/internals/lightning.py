@@ -428,8 +428,10 @@ def _keep_whole_numbers() -> None:
     for name, kind in annotations.items():
         members = get_args(kind)
         if int in members and float in members:
-            others = [member for member in members if member is not float]
-            annotations[name] = reduce(or_, others) | float
+            others = [member for member in members if member not in (int, float)]
+            annotations[name] = reduce(
+                or_, others, int | float
+            )  # before str, which takes any number
 
 
 def has_trainer(module: LightningModule) -> bool:

@@ -74,18 +74,18 @@ def test_flash_kernels_of_torch() -> None:
     assert len(torch.ops.aten._flash_attention_forward.default._schema.returns) == 5
 
 
-def test_numbers_of_batches_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ("limit_train_batches", "val_check_interval")
+@pytest.mark.parametrize("given", [1, 0.5, 1.0])  # 1.0 is all batches, 1 is one
+def test_batches_of_the_command_line(given: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = {"limit_train_batches": float | int | None, "val_check_interval": float | int | str}
     annotations = inspect.unwrap(Trainer.__init__).__annotations__
-    for name in options:
-        monkeypatch.setitem(annotations, name, float | int | None)  # as `typing` may have it
-    monkeypatch.setattr("sys.argv", ["fit", *(f"--trainer.{name}=1" for name in options)])
+    for name, kind in kinds.items():
+        monkeypatch.setitem(annotations, name, kind)  # as `typing` may have it
+    monkeypatch.setattr("sys.argv", ["fit", *(f"--trainer.{name}={given}" for name in kinds)])
     cli = our_lightning.CommandLineWins(
         DemoModule, run=False, save_config_callback=None, seed_everything_default=0
     )
-    found = [getattr(cli.trainer, name) for name in options]
-    assert found == [1, 1]
-    assert all(isinstance(value, int) for value in found), "1.0 is all batches, 1 is one"
+    found = [getattr(cli.trainer, name) for name in kinds]
+    assert [(value, type(value)) for value in found] == [(given, type(given))] * 2
 
 
 def test_nccl_of_torch() -> None:
