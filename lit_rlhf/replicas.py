@@ -11,6 +11,8 @@ from lit_rlhf.errors import LitRLHFError, ServiceError
 Server = TypeVar("Server")
 Result = TypeVar("Result")
 
+_MOST_DOUBLINGS = 4
+
 _log = logging.getLogger(__name__)
 
 
@@ -19,7 +21,9 @@ class Replicas(Generic[Server]):
 
     Args:
         servers: At least one. `str` of each names it in messages.
-        pause: Seconds after which one that failed is due to be asked again.
+        pause: Seconds after which one that failed is due to be asked again. Each time it then fails once more they
+            double, to 16 times as many: one that hangs costs its timeout whenever it is asked. What `ask` gets from it
+            ends that, and nothing less: a server may tell that it is well, and hang at what it is there for.
 
     Example:
         >>> replicas = Replicas(["http://one", "http://two"])
@@ -31,6 +35,7 @@ class Replicas(Generic[Server]):
         self.servers = list(servers)
         self.pause = pause
         self._away: dict[int, tuple[float, LitRLHFError]] = {}
+        self._failed = dict.fromkeys(range(len(self.servers)), 0)
         self._lock = threading.Lock()
 
     def live(self) -> list[Server]:
@@ -39,22 +44,28 @@ class Replicas(Generic[Server]):
             return [each for i, each in enumerate(self.servers) if i not in self._away]
 
     def due(self) -> list[Server]:
-        """Those that are away, and have been for as long as the pause."""
-        now = time.monotonic()
+        """Those that are away, and have been for as long as their pause."""
         with self._lock:
-            away = self._away.items()
-            return [self.servers[i] for i, (since, _) in away if now >= since + self.pause]
+            return [self.servers[i] for i in self._away if self._is_due(i)]
 
     def leave_out(self, server: Server, error: LitRLHFError) -> None:
-        """Ask a server no more for the time of the pause; said once, as a warning."""
+        """Ask a server no more for the time of its pause; said once, as a warning."""
         with self._lock:
             index = self.servers.index(server)
             known = index in self._away
-            self._away[index] = (time.monotonic(), error)
+            since = time.monotonic()
+            if known and not self._is_due(
+                index
+            ):  # it was asked several things at once, and failed with all
+                since, _ = self._away[index]
+            else:
+                self._failed[index] += 1
+            self._away[index] = (since, error)
             left = len(self.servers) - len(self._away)
+            pause = self._pause(index)
         if not known and len(self.servers) > 1:
             said = "%s is left out, and asked again in %g seconds; %d of %d servers go on. %s"
-            _log.warning(said, server, self.pause, left, len(self.servers), error)
+            _log.warning(said, server, pause, left, len(self.servers), error)
 
     def take_back(self, server: Server) -> None:
         """Ask it again."""
@@ -76,9 +87,12 @@ class Replicas(Generic[Server]):
         while live := self.live():
             server = live[key % len(live)]
             try:
-                return function(server)
+                found = function(server)
             except LitRLHFError as error:  # a 404 too: this one's, and another may do better
                 self.leave_out(server, error)
+            else:
+                self._failed[self.servers.index(server)] = 0
+                return found
         raise self.nobody()
 
     def nobody(self) -> LitRLHFError:
@@ -89,3 +103,10 @@ class Replicas(Generic[Server]):
             return errors[0]
         said = " ".join(dict.fromkeys(map(str, errors)))
         return ServiceError(f"None of the {len(self.servers)} servers answers. {said}")
+
+    def _pause(self, index: int) -> float:
+        return self.pause * 2.0 ** min(max(self._failed[index] - 1, 0), _MOST_DOUBLINGS)
+
+    def _is_due(self, index: int) -> bool:
+        since, _ = self._away[index]
+        return time.monotonic() >= since + self._pause(index)

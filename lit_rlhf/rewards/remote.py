@@ -72,8 +72,8 @@ class HTTPReward(Reward):
     The policy's token ids are sent where the vocabulary is the same, so that the scores are those of `ModelReward` on
     the same kind of device: to the bit where a server scores a request by itself, and within the rounding of another
     batch where it scores several together. Otherwise texts are sent, as `ModelReward` would read them. Servers must
-    hold the same weights; one that fails is left out, asked again after half a minute, and its requests go to the
-    others.
+    hold the same weights; one that fails is left out, and its requests go to the others. It is asked again after half a
+    minute, and each time it fails again after twice as long, up to eight minutes.
 
     Args:
         urls: Address of one server, or of several.

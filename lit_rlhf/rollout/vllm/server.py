@@ -70,7 +70,8 @@ class VLLMServerEngine(VLLMRollouts[_Ready]):
         timeout: Most seconds that a completion may take, its time in the server's queue included.
         wait: Seconds to wait at the start for servers that don't answer yet, and in training, when none is left, for
             one that is started again: it gets the weights, and the rollout is sampled anew.
-        ask_again: Seconds after which a server that failed is asked again.
+        ask_again: Seconds after which a server that failed is asked again; each time it fails again twice as many, up
+            to 16 times as many.
 
     Raises:
         ConfigurationError: An option is out of range.
@@ -145,7 +146,7 @@ class VLLMServerEngine(VLLMRollouts[_Ready]):
             if base is not None:
                 server.base = base
                 self.servers.take_back(server)
-            else:
+            elif server in self.servers.live():
                 self.servers.leave_out(server, ServiceError(f"{server} doesn't answer."))
         adapter = None if held.version is None else held.version.adapter
         # Prompts take turns, those of all processes together.
