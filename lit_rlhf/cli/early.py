@@ -20,10 +20,29 @@ from lit_rlhf.errors import ConfigurationError
 
 _PACKAGES = {"model": "modules", "data": "data"}
 _BASES = {"LightningModule", "LightningDataModule"}
-_OPTION = re.compile(r"--(model|data)\.(?:init_args\.)?(\w+)")
+_OPTION = re.compile(r"--(model|data)\.(?:init_args\.)?([\w-]+)")
 _FLAG = re.compile(r"--\w[\w-]*")
 _OF_EVERY_COMMAND = ("--config", "--print_config")
 _OF_EVERY_CLASS = ("class_path", "init_args", "dict_kwargs")
+
+
+def with_underscores(word: str) -> str:
+    """A word of a command line; dashes in the name of an option stand for underscores.
+
+    Up to its first dot alone: behind one may be a name that somebody gave, as of a source in a mixture. Texts stay.
+
+    Example:
+        >>> [
+        ...     with_underscores(each)
+        ...     for each in ("--run-dir=a-b", "--data.train.my-set", "--well-made is it?")
+        ... ]
+        ['--run_dir=a-b', '--data.train.my-set', '--well-made is it?']
+    """
+    name, equals, value = word.partition("=")
+    if re.fullmatch(r"--[\w.-]+", name) is None:
+        return word
+    own, dot, rest = name.removeprefix("--").partition(".")
+    return f"--{own.replace('-', '_')}{dot}{rest}{equals}{value}"
 
 
 def refuse_early(words: Sequence[str]) -> None:
@@ -51,8 +70,7 @@ def _refuse_flags(command: str, words: Sequence[str]) -> None:
     known = {flag.partition(".")[0] for flag in [*options_of(command), *_OF_EVERY_COMMAND]}
     for word in words:
         flag = _FLAG.match(word)
-        spelt = flag and "--" + flag[0][2:].replace("-", "_")  # some take dashes for underscores
-        if flag and " " not in word.partition("=")[0] and not {flag[0], spelt} & known:
+        if flag and " " not in word.partition("=")[0] and flag[0] not in known:
             raise ConfigurationError(no_option(word, command))
 
 
@@ -68,7 +86,7 @@ def _refuse_parts(words: Sequence[str]) -> None:
         known = {*found.options, *_OF_EVERY_CLASS}
         for word in (option for at, _, options in given if at == key for option in options):
             if word not in known:
-                said = no_option_of(found.name, word, found.options, key)
+                said = no_option_of(found.name, word, sorted(known), key)
                 raise ConfigurationError(f"{key}: {said}")
 
 

@@ -1,7 +1,6 @@
 """Commands that are a function: its arguments are the options, its docstring the help."""
 
 import json
-import re
 from argparse import ArgumentError
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -33,7 +32,7 @@ def call(
 
     Args:
         function: What the command does.
-        words: Its options; dashes in their names stand for underscores.
+        words: Its options.
         command: Its name.
         special: Those that need more than a type; their help is what the docstring says.
         places: Arguments without a default have a place in the line, and no name.
@@ -42,7 +41,6 @@ def call(
         ConfigurationError: An option is wrong.
     """
     read_none_as_null()
-    words = [re.sub(r"^--[\w-]+", lambda m: "--" + m[0][2:].replace("-", "_"), w) for w in words]
     text = function.__doc__ or ""
     said = {each.arg_name: each.description for each in docstring_parser.parse(text).params}
     parser = ArgumentParser(

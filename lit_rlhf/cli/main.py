@@ -15,7 +15,7 @@ from types import ModuleType
 
 from lit_rlhf import __version__
 from lit_rlhf.cli.commands import COMMANDS, RECIPES, TRAINING, usage
-from lit_rlhf.cli.early import near, refuse_early
+from lit_rlhf.cli.early import near, refuse_early, with_underscores
 from lit_rlhf.cli.help import recipe_help, training_help
 from lit_rlhf.errors import LitRLHFError
 from lit_rlhf.files import REFUSALS
@@ -60,7 +60,7 @@ def main(args: Sequence[str] | None = None) -> None:
     # `mine.MyModule` is found where the command is called; last, so that a file such as tty.py there hides nothing.
     here = str(Path.cwd())
     sys.path[:] = [*(place for place in sys.path if place not in ("", here)), here]
-    _run(module, words)
+    _run(module, [words[0], *map(with_underscores, words[1:])])
 
 
 def _run(module: str, words: Sequence[str]) -> None:

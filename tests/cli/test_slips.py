@@ -81,6 +81,30 @@ def test_slips_name_what_was_meant(
     assert "Traceback" not in said
 
 
+def test_dashes_in_an_options_own_name_are_underscores(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    for words, shown in (
+        (["fit", *REWARD, "--run-dir", "a-b"], "run_dir: a-b"),
+        (["generate", "--model=m", "--num-samples=3"], "num_samples: 3"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--print-config"])
+        assert stop.value.code in (None, 0)
+        assert shown in capsys.readouterr().out
+    for words, meant in (
+        (
+            ["fit", *REWARD, "--data.batch-size=3"],
+            "no option 'batch-size'. Did you mean batch_size",
+        ),
+        (["dpo", "--model.init-args.seed=3"], "no option 'init-args'. Did you mean init_args"),
+        (["generate", "--model=m", "--sampling.top-k=3"], "no option 'top-k'. Did you mean top_k"),
+        (["estimate", *REWARD, "--trainer.max-epochs=3"], "Did you mean --trainer.max_epochs"),
+    ):
+        assert meant in refused(capsys, words)
+
+
 @pytest.mark.parametrize("command", [*COMMANDS, "data show", "data inspect", "data convert"])
 def test_a_wrong_option_points_to_the_help_of_its_own_command(
     command: str, capsys: pytest.CaptureFixture[str]
