@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import torch
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
@@ -65,7 +66,18 @@ class SaveConfig(SaveConfigCallback):
     Lightning's fails with loggers that write to no directory (MLflow's to a database), and leaves it in the current one
     with W&B's. It saves before a checkpoint is read, and for `validate` and its like too: the directory would then tell
     of a run that was refused, or trained nothing.
+
+    Args:
+        parser: Of the options.
+        config: As `before_instantiate_classes` leaves it, with what follows from `run_dir`; not saved.
+        given: As it was parsed: of use with another `run_dir` too.
+        **options: SaveConfigCallback's.
     """
+
+    def __init__(
+        self, parser: LightningArgumentParser, config: Namespace, given: Namespace, **options: Any
+    ) -> None:
+        super().__init__(parser, given, **options)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Not yet."""
@@ -132,6 +144,7 @@ class TrainingCLI(CommandLineWins):
         options = self.config[self.subcommand]
         refuse_all_misfits(options)
         _refuse_lone_seed(options)
+        self.save_config_kwargs["given"] = options.clone()
         if options.run_dir is None:
             return
         if options.trainer.default_root_dir not in (None, options.run_dir):

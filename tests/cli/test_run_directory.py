@@ -63,6 +63,14 @@ def test_the_configuration_is_that_of_the_last_training(world: Path, trained: Pa
     assert last.settled()["trainer.max_epochs"] == 2
 
 
+def test_a_saved_configuration_makes_another_run(world: Path, trained: Path) -> None:
+    (saved,) = (trained / "reward").rglob("config.yaml")
+    main(["fit", "-c", str(saved), "--run_dir", "another"])
+    assert Path("another/export").is_dir()
+    (again,) = Path("another").rglob("config.yaml")
+    assert again.read_text() == saved.read_text().replace("run_dir: run", "run_dir: another")
+
+
 def test_a_dry_run_of_a_policy_leaves_nothing(
     world: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
