@@ -287,6 +287,11 @@ class IterationCheckpoint(ModelCheckpoint):
         found = self.newest_whole()
         if found is not None:
             return {str(found)}
+        if trainer.state.fn != TrainerFn.FITTING:
+            raise CheckpointError(
+                f"ckpt_path='last': there is no checkpoint in {self.dirpath}. Give the --run_dir of a run that has "
+                "some, or leave ckpt_path out to look at the model as training would begin with it."
+            )
         rank_zero_warn(
             f"ckpt_path='last': there is no checkpoint in {self.dirpath} yet, so training starts anew."
         )

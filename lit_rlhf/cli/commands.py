@@ -34,9 +34,9 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "from-trl": ("from_trl", "A configuration from TRL's: from-trl dpo.py"),
         "schema": ("schema", "JSON schema of configurations, for editors"),
         "fit": ("seeds", "Train as a configuration says"),
-        "validate": ("seeds", "Evaluate on the validation set of a configuration"),
-        "test": ("seeds", "Evaluate on its test set"),
-        "predict": ("seeds", "Scores or completions for its prediction set"),
+        "validate": ("seeds", "Evaluate on data.val, or what val_fraction holds out"),
+        "test": ("seeds", "Evaluate on data.test"),
+        "predict": ("seeds", "Score or answer each row of data.test, into predictions.jsonl"),
     },
     "data": {
         "annotate": ("annotate", "People compare answers on a local page"),

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
@@ -260,24 +260,28 @@ class BranchedDataModule(LightningDataModule, ABC):
         return content_key({"rows": self._prepared.content("train"), "split": split})
 
     def prepare_data(self) -> None:
-        """Tokenize every source that is not in the cache yet; Lightning calls this in one process per node."""
-        for source in self.sources.values():
+        """Tokenize every source that is not in the cache yet; Lightning calls this in one process per node.
+
+        A Trainer that validates, tests or predicts needs no others than those it opens.
+        """
+        state = None if self.trainer is None else self.trainer.state
+        running = state is not None and state.status == TrainerStatus.RUNNING
+        stage = state.fn.value if state is not None and state.fn is not None and running else None
+        self._require_source(stage)
+        asked = self.sources if stage in (None, "fit") else _STAGES[stage][1]
+        sources = {name: each for name, each in self.sources.items() if name in asked}
+        for source in sources.values():
             if isinstance(source, FileSource):
                 source.files()  # what isn't there is said before others are tokenized
-        for name, source in self.sources.items():
+        for name, source in sources.items():
             if source is not None:
                 self._prepared.open(name, verify=True)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the tokenized rows that a stage needs: fit, validate, test or predict. None: all there are."""
         stage = TrainerFn(stage).value if stage else None
-        needed, opened = _STAGES[stage]
-        splits = self.val_fraction > 0
-        if needed is not None and self.sources[needed] is None and not (needed == "val" and splits):
-            option = "`val` or `val_fraction`" if needed == "val" else f"`{needed}`"
-            raise ConfigurationError(
-                f"Stage {stage!r} needs the data option {option}, which is not set."
-            )
+        self._require_source(stage)
+        opened, splits = _STAGES[stage][1], self.val_fraction > 0
         for name in opened:
             if self.sources[name] is not None:
                 self.rows[name] = self._prepared.open(name, verify=False)
@@ -295,6 +299,16 @@ class BranchedDataModule(LightningDataModule, ABC):
             shares = shares_of(self.sources["train"], self.rows["train"])
             if shares is not None:
                 rank_zero_info(f"Mixture: {shares}.")
+
+    def _require_source(self, stage: str | None) -> None:
+        needed = _STAGES[stage][0]
+        splits = needed == "val" and self.val_fraction > 0
+        if needed is not None and self.sources[needed] is None and not splits:
+            option = "`val` or `val_fraction`" if needed == "val" else f"`{needed}`"
+            raise ConfigurationError(
+                f"Stage {stage!r} needs the data option {option}, which is not set. Give it a source, on the command "
+                f"line --data.{needed} FileSource --data.{needed}.path FILE."
+            )
 
     def format_of(self, name: str) -> Format:
         """The format of the source train, val or test, of a mixture that of its first one."""

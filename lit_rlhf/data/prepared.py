@@ -19,7 +19,7 @@ from lit_rlhf.data.recognition import spell
 from lit_rlhf.data.records import Record, Row
 from lit_rlhf.data.repeats import Repeats
 from lit_rlhf.data.rows import Entry, TokenCache, TokenizedRows, cache_root
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.prompt_form import PromptForm
 
 _LOOKED_AT = 256
@@ -199,7 +199,12 @@ class PreparedSources:
 
     def _compare(self, name: str) -> None:
         """Warn where rows are read otherwise than those to train on."""
-        usual = dict.fromkeys(spell(each.reader) for each in self._prepare("train"))
+        try:
+            usual = dict.fromkeys(spell(each.reader) for each in self._prepare("train"))
+        except (
+            DataError
+        ):  # said where they are needed, as they need not be to validate, test or predict
+            return
         for spelled in dict.fromkeys(spell(each.reader) for each in self._prepared[name]):
             if spelled not in usual:
                 rank_zero_warn(

@@ -234,12 +234,15 @@ class PreferenceModule(OfflineModule):
 
     def predict_step(self, batch: BranchedBatch, batch_idx: int) -> dict[str, Tensor]:
         """Log-probs under policy and reference, and lengths, (B, K) each, with the rows' index in the data."""
-        policy = self(batch)
-        result = {"logprobs": policy.logprobs, "lengths": policy.lengths}
+        policy, there = self(batch), num_branches(batch)  # without what a loss adds to compare with
+        result = {
+            "logprobs": policy.logprobs[:, :there],
+            "lengths": policy.lengths[:, :there],
+        }
         if "index" in batch:
             result["index"] = cast("Mapping[str, Tensor]", batch)["index"]
         if self.objective.needs_reference:
-            result["ref_logprobs"] = self._reference(batch).logprobs
+            result["ref_logprobs"] = self._reference(batch).logprobs[:, :there]
         return result
 
     def export(self, path: Path, merge: bool = True) -> None:

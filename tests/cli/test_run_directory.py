@@ -20,6 +20,7 @@ TINY = ["-c", "overlays/tiny", "--run_dir", "run", "--data.tokenizer", MODEL]
 OF = {
     "reward": ["-c", "reward/lora", *TINY, "--data.train.path", "data/preferences.jsonl"],
     "sft": ["-c", "sft/lora", *TINY, "--data.train.path", "data/demonstrations.jsonl"],
+    "kto": ["-c", "preference/kto_lora", *TINY, "--data.train.path", "data/preferences.jsonl"],
     "grpo": ["-c", "policy/grpo_lora", *TINY, "--model.reward", "LengthReward"],
 }
 
@@ -99,6 +100,10 @@ def test_what_is_not_looked_at_is_said(
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="No checkpoint is read")
         main(["validate", *OF["reward"], "--ckpt_path", "last"])
+    shutil.rmtree("run/checkpoints")
+    with pytest.raises(SystemExit):
+        main(["validate", *OF["reward"], "--ckpt_path", "last"])
+    assert "ckpt_path='last': there is no checkpoint in run/checkpoints." in capsys.readouterr().err
 
 
 def test_a_checkpoint_says_that_its_base_is_missing(
@@ -120,6 +125,7 @@ def test_a_checkpoint_says_that_its_base_is_missing(
     [
         ("reward", {"row", "scores"}),
         ("sft", {"row", "logprobs", "lengths"}),
+        ("kto", {"row", "logprobs", "ref_logprobs", "lengths"}),
         ("grpo", {"row", "iteration", "prompt", "response", "score", "finished"}),
     ],
 )
@@ -128,7 +134,8 @@ def test_predictions_are_written(
 ) -> None:
     """A line for each row of the test data that can be used, by its place in the file."""
     answers = {"completion": "yes", "chosen": "yes", "rejected": "no "}
-    columns = {"reward": ("chosen", "rejected"), "sft": ("completion",), "grpo": ()}[kind]
+    pair = ("chosen", "rejected")
+    columns = {"reward": pair, "sft": ("completion",), "kto": pair, "grpo": ()}[kind]
     rows = [{"prompt": f"say {n} "} | {each: answers[each] for each in columns} for n in range(6)]
     rows[2]["prompt"] = ""
     test = Path("test.jsonl")
@@ -137,8 +144,10 @@ def test_predictions_are_written(
     main(["predict", *OF[kind], *source, "--data.eval_batch_size", "2"])
     assert capsys.readouterr().out.endswith("run/predictions.jsonl\n")
     found = [json.loads(line) for line in Path("run/predictions.jsonl").read_text().splitlines()]
-    assert [row["row"] for row in found] == [0, 1, 3, 4, 5]
+    each = 2 if kind == "kto" else 1  # answers of a pair, alone
+    assert [row["row"] for row in found] == [row for row in (0, 1, 3, 4, 5) for _ in range(each)]
     assert set(found[0]) == expected
+    assert kind != "kto" or len(found[0]["logprobs"]) == len(found[0]["ref_logprobs"]) == 1
     assert kind != "grpo" or [row["prompt"] for row in found][2] == "say 3 "
 
 

@@ -10,8 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from lit_rlhf.data import PreferenceDataModule, RowsSource
-from lit_rlhf.errors import CheckpointError, ConfigurationError
+from lit_rlhf.data import FileSource, PreferenceDataModule, RowsSource
+from lit_rlhf.errors import CheckpointError, ConfigurationError, DataError
 from lit_rlhf.testing import tiny_preferences
 from tests.walks import walk
 
@@ -333,8 +333,22 @@ def test_a_stage_without_data_is_refused(
         ConfigurationError, match="Stage 'validate' needs the data option `val` or `val_fraction`"
     ):
         trainer(tmp_path).validate(Recorder(), make(), verbose=False)
-    with pytest.raises(ConfigurationError, match="Stage 'test' needs the data option `test`"):
-        trainer(tmp_path).test(Recorder(), make(), verbose=False)
+    missing = PreferenceDataModule(FileSource("none.jsonl"), tokenizer=make().tokenizer)
+    with pytest.raises(ConfigurationError, match=r"Stage 'test' .* --data.test FileSource "):
+        trainer(tmp_path).test(
+            Recorder(), missing, verbose=False
+        )  # whose file isn't looked for either
+
+
+def test_rows_to_test_on_need_no_others(
+    tmp_path: Path, make: Callable[..., PreferenceDataModule]
+) -> None:
+    tested = RowsSource(tiny_preferences(4))
+    data = PreferenceDataModule(FileSource("none.jsonl"), test=tested, tokenizer=make().tokenizer)
+    trainer(tmp_path).test(Recorder(), data, verbose=False)
+    assert set(data.reports) == {"test"}
+    with pytest.raises(DataError, match=r"none\.jsonl"):
+        data.prepare_data()  # all of them, where no Trainer is at work
 
 
 def test_pinned_memory_is_for_cuda_alone(
