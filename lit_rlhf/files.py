@@ -187,7 +187,7 @@ def refuse_foreign(
     empty = path.is_dir() and not any(path.iterdir())
     if path.exists() and not empty and not (path / marker).is_file():
         raise kind(
-            f"{what} {path} can't be written: that exists and is no export of lit_rlhf, for it holds no {marker}. "
+            f"{what} {path} can't be written: that exists and is no earlier one, for it holds no {marker}. "
             "Choose another path, or delete it."
         )
 

@@ -6,13 +6,12 @@ from pathlib import Path
 
 from lit_rlhf.cli.export import newest
 from lit_rlhf.cli.functions import Special
-from lit_rlhf.cli.output import print_text, write_new
+from lit_rlhf.cli.output import print_text
 from lit_rlhf.data import Format, Source
 from lit_rlhf.data.sources import given_source
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.evaluation import ModelScorer, disagreements
-from lit_rlhf.feedback import LabelStore, Pair, read_pairs
-from lit_rlhf.feedback.preferences import preferences
+from lit_rlhf.feedback import LabelStore, Pair, export_preferences, read_pairs
 
 SPECIAL: Special = {
     "data": {"nargs": "?", "type": str | None},
@@ -64,7 +63,7 @@ def annotate(
         port: 0 takes a free one.
         token: What visitors must know; made where it is needed and not given.
         seed: Of the order of pairs and of answers.
-        export: Write the votes to this JSONL, and start no page; a file with other words is never replaced.
+        export: Write the votes to this JSONL, and start no page.
     """
     if export is not None:
         if data is not None or source is not None or uncertainty is not None or ensemble:
@@ -72,9 +71,7 @@ def annotate(
                 "--export writes the votes there are: leave out the data to annotate, --uncertainty and --ensemble, "
                 "which say what is asked first."
             )
-        export = export.expanduser()
-        exported, text = preferences(LabelStore(output, create=False), export)
-        write_new({export: text}, "--export")
+        exported = export_preferences(LabelStore(output, create=False), export)
         print_text(f"{exported}\n")
         return
     complaint = "Give either a file to annotate or --source, or --export FILE."

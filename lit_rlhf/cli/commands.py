@@ -1,11 +1,12 @@
 """The commands of `lit-rlhf`, by what they are for.
 
-A new one is a line here, and a module with a function of its name, whose arguments are the options, or else with
-`run(words)`.
+A new one is a line here, what it writes is a line in `WRITES`, and it is a module with a function of its name, whose
+arguments are the options, or else with `run(words)`.
 """
 
 from typing import NamedTuple
 
+_TRAIN = ("recipes", "seeds")
 TRAINING = "lit_rlhf.cli.seeds"
 RECIPES = "lit_rlhf.cli.recipes"
 
@@ -73,6 +74,60 @@ COMMANDS = {
     for name, (file, text) in group.items()
 }
 """All of them by name."""
+
+
+class Written(NamedTuple):
+    """What a command writes at an option; where something is there already, that is refused before any work.
+
+    By default `--overwrite` replaces it, for it cost computing, or a person's work.
+
+    Args:
+        suffixes: One of which its name must have. A page, `.html`, has its numbers beside it, as `.json`.
+        again: Text that an earlier one holds: made in a moment of what is there still, that is replaced without a word.
+        marker: A directory, known by this file in it.
+        own: A directory in which the command goes on, and itself refuses what isn't its own.
+    """
+
+    suffixes: tuple[str, ...] = ()
+    again: str = ""
+    marker: str = ""
+    own: bool = False
+
+
+_RESULT, _OWN = Written(), Written(own=True)
+_PAGE = Written((".html",), again="it fetches nothing.</footer>")
+WRITES: dict[str, dict[str, Written]] = {
+    **{name: {"run_dir": _OWN} for name, (file, _) in GROUPS["train"].items() if file in _TRAIN},
+    "predict": {"run_dir": _RESULT},
+    "annotate": {"output": _OWN, "export": _RESULT},
+    "chat": {},
+    "completion": {},
+    "data show": {},
+    "data inspect": {"output": _PAGE},
+    "data convert": {"output": Written((".jsonl", ".parquet"))},
+    "demo": {"output": _OWN},
+    "estimate": {},
+    "evaluate-reward": {"output": Written((".html",))},
+    "export": {"output": Written(marker="lit_rlhf.json")},
+    "from-trl": {"output": _RESULT},
+    "generate": {"output": _RESULT},
+    "help": {},
+    "init": {"output": _RESULT},
+    "iterate": {"run_dir": _OWN},
+    "label": {"output": _RESULT, "summary": Written(again='"position_bias":')},
+    "push": {},
+    "report": {"output": _PAGE},
+    "schema": {"output": Written(again='"lit_rlhf.')},
+    "score": {"output": _RESULT},
+    "serve-reward": {},
+    "verify": {},
+}
+"""What each command writes, by option."""
+
+
+def overwrites(command: str) -> bool:
+    """Whether it has the option `--overwrite`."""
+    return any(not (each.again or each.own) for each in WRITES[command].values())
 
 
 def usage() -> str:

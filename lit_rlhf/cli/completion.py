@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from lit_rlhf.cli.commands import COMMANDS, RECIPES, TRAINING
+from lit_rlhf.cli.commands import COMMANDS, RECIPES, TRAINING, WRITES, overwrites
 from lit_rlhf.cli.help import RECIPE, TRAINING as TRAINING_HELP
 from lit_rlhf.cli.output import print_text
 from lit_rlhf.cli.shipped import RECIPES as SHORT_NAMES, config_names
@@ -66,6 +66,8 @@ def options_of(command: str) -> list[str]:
             arguments = each.args.args[required if command in WORDS else 0 :]  # those are places
             told = [a.arg for a in arguments if f"{a.arg}: No option" not in said]
             named += [f"--{name}" for name in told if name not in first]
+    if any(map(overwrites, [each for each in WRITES if each.split()[0] == command])):
+        named.append("--overwrite")
     flags = [text for text in first if isinstance(text, str) and _FLAG.fullmatch(text)]
     if command in LIKE_FIT:
         flags += [flag for flag in options_of("fit") if flag != "--seeds"]

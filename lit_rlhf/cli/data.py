@@ -13,7 +13,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.cli.functions import call
-from lit_rlhf.cli.output import print_text, refuse_directory, refuse_input, write_rows
+from lit_rlhf.cli.output import print_text, refuse_input, write_rows
 from lit_rlhf.data import Format, InvalidRowError, Record, Source, recognition
 from lit_rlhf.data.canonical import canonical_row
 from lit_rlhf.data.conversion import TEMPLATE_COLUMNS, Conversion, grouped, template_options
@@ -120,7 +120,6 @@ def inspect(
     from lit_rlhf.data import inspection  # noqa: PLC0415  (start-up that --help shall not pay)
     from lit_rlhf.report.data_page import report_data  # noqa: PLC0415  (see above)
 
-    refuse_directory(output, ".html")
     held = {name: each for name, each in (("val", val), ("test", test)) if each is not None}
     others = [against] if isinstance(against, str) else against or []
     found = inspection.inspect(
@@ -160,7 +159,6 @@ def convert(
         format: The format; default: the one that reads the first rows.
         invalid: Rows that can't be used are left out and counted, or end the run.
     """
-    refuse_directory(output, ".jsonl", ".parquet")
     source = local_source(path)
     refuse_input(output, source)
     # As text, question and answer would run together.

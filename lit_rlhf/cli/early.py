@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-from lit_rlhf.cli.commands import COMMANDS, RECIPES, TRAINING
+from lit_rlhf.cli.commands import COMMANDS, RECIPES, TRAINING, WRITES
 from lit_rlhf.cli.completion import LIKE_FIT, WORDS, options_of
+from lit_rlhf.cli.output import refuse_output
 from lit_rlhf.cli.recipes import expand
 from lit_rlhf.cli.shipped import load_yaml, with_found_configs
 from lit_rlhf.cli.unloaded import find_class
@@ -46,7 +47,7 @@ def with_underscores(word: str) -> str:
 
 
 def refuse_early(words: Sequence[str]) -> None:
-    """Refuse files of `-c` that aren't there, and options that a command, a module or a DataModule hasn't.
+    """Refuse files of `-c` that aren't there, options that a command, a module or a DataModule hasn't, and outputs.
 
     What is not refused here may be wrong still: the parser has the last word.
 
@@ -64,6 +65,8 @@ def refuse_early(words: Sequence[str]) -> None:
         _refuse_parts(with_found_configs(expand(words) if module == RECIPES else words))
     elif command not in WORDS:
         _refuse_flags(command, words[1:])
+    if words[:2] != ["data", "convert"]:  # whose output has a place, and no name
+        _refuse_outputs(" ".join(words[: 1 + (command == "data")]), words)
 
 
 def _refuse_flags(command: str, words: Sequence[str]) -> None:
@@ -72,6 +75,25 @@ def _refuse_flags(command: str, words: Sequence[str]) -> None:
         flag = _FLAG.match(word)
         if flag and " " not in word.partition("=")[0] and flag[0] not in known:
             raise ConfigurationError(no_option(word, command))
+
+
+def _refuse_outputs(command: str, words: Sequence[str]) -> None:
+    """Refuse places of outputs, where no file may hold options too."""
+    words = words[len(command.split()) :]
+    pairs = [word.partition("=") for word in words]
+    named = [option for option, _, _ in pairs]
+    if not {"-c", "--config", "--overwrite", "--print_config"}.isdisjoint(named):
+        return
+    values = [
+        value if equals else word for word, (_, equals, value) in zip(words, pairs, strict=True)
+    ]
+    for option, written in WRITES.get(command, {}).items():
+        at = max((i for i, each in enumerate(named) if each == f"--{option}"), default=None)
+        if at is None or written.own:
+            continue
+        at += not pairs[at][1]
+        if at < len(words):
+            refuse_output(Path(values[at]), f"--{option}", written, values[:at] + values[at + 1 :])
 
 
 def _refuse_parts(words: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_rlhf.cli.functions import call
-from lit_rlhf.cli.output import print_text, progress, refuse_directory
+from lit_rlhf.cli.output import print_text, progress, refuse_input
 from lit_rlhf.data import Format, Source
 from lit_rlhf.data.sources import given_source
 from lit_rlhf.errors import ConfigurationError
@@ -79,7 +79,7 @@ def evaluate(
         raise ConfigurationError("Give --path MODEL or --judge, one of the two.")
     if not is_whole(perturbed, 0):
         raise ConfigurationError(f"--perturbed {perturbed} must be 0 or more.")
-    refuse_directory(output, ".html")
+    refuse_input(output, source)
     comparisons = read_comparisons(source, format, subset, invalid)
     options: dict[str, Any] = {"dtype": dtype, "layout": layout, "batch_tokens": batch_tokens}
     options |= {"base": base, "trust_remote_code": trust_remote_code}

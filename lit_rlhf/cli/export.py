@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from lit_rlhf.callbacks import IterationCheckpoint
-from lit_rlhf.cli.output import progress
+from lit_rlhf.cli.commands import WRITES
+from lit_rlhf.cli.output import progress, refuse_output
 from lit_rlhf.data.sources import local_source
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.evaluation import ModelScorer, evaluate_reward, read_comparisons
@@ -29,13 +30,18 @@ def export(
     Args:
         ckpt_path: A checkpoint written by `lit-rlhf fit`, or the directory of a run or of its checkpoints, of which the
             newest that is whole is taken.
-        output: Directory to write; an earlier export there is replaced once the new one is complete.
+        output: Directory to write; by --overwrite an earlier export there is replaced once the new one is complete.
         merge: Merge the adapter into the weights; a 4-bit base is dequantized into a copy first.
         role: "policy" or "reward"; default: the one that was trained.
         calibrate: Pairs, rankings or ratings that a reward model was not trained on: its scores are divided by the
             temperature that fits them best, so that the sigmoid of a difference is a probability, whoever reads it.
     """
-    backbone = load_checkpoint_backbone(newest(ckpt_path))
+    checkpoint = newest(ckpt_path)
+    backbone = load_checkpoint_backbone(checkpoint)
+    base = Path(backbone.spec.name or "") / "config.json"
+    refuse_output(
+        output, "--output", WRITES["export"]["output"], [checkpoint, base], overwrite=True
+    )
     if role != "policy" and any(name.startswith(GATE) for name in backbone.heads):
         raise ConfigurationError(
             f"The reward of {ckpt_path} is gated by the prompt, more than a linear head, which is all that other tools "

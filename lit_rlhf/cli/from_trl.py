@@ -8,13 +8,15 @@ from typing import Any, Literal
 
 import yaml
 
+from lit_rlhf.cli.commands import Written
 from lit_rlhf.cli.functions import call
-from lit_rlhf.cli.output import print_text, refuse_directory, write_new
+from lit_rlhf.cli.output import print_text, refuse_output
 from lit_rlhf.cli.shipped import config_names, find_config, load_yaml, whole_text
 from lit_rlhf.cli.trl_options import ALIASES, TASKS, defaults, option
 from lit_rlhf.cli.trl_rules import NotCarried, component
 from lit_rlhf.cli.trl_script import Script, read
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.files import write_text
 
 _MISSING = "NAME_YOUR_DATA.jsonl"
 """Where TRL's data set couldn't be read: a run ends and says so."""
@@ -33,7 +35,6 @@ def from_trl(script: Path, task: TaskName | None = None, output: Path | None = N
         task: Whose configuration it is, where a YAML doesn't show it or a script has several.
         output: File to write; default: standard output. Reward functions of the script are written beside it.
     """
-    refuse_directory(output)
     kinds = {name.removesuffix("Config").lower(): name for name in TASKS}
     rewards = output.with_name(f"{output.stem}_rewards.py") if output else None
     found = read(script, kinds[task] if task else None, rewards)
@@ -43,7 +44,10 @@ def from_trl(script: Path, task: TaskName | None = None, output: Path | None = N
         print_text(text)
         return
     written = {output: text} | ({rewards: found.rewards} if found.rewards else {})
-    write_new(written)
+    if found.rewards:  # those of a configuration that is replaced are replaced with it
+        refuse_output(rewards, "--output", Written(), [script], overwrite=output.exists())
+    for file, words in written.items():
+        write_text(file, words)
     names = " and ".join(map(str, written))
     left = ", ".join(writer.left)
     print_text(f"Wrote {names}. Not carried over: {left or 'nothing'}.\n")

@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 from lit_rlhf.cli import selection
 from lit_rlhf.cli.functions import REQUEST, Special
 from lit_rlhf.cli.output import (
-    refuse_directory,
     refuse_input,
     set_aside,
     writable_rows,
@@ -112,7 +111,6 @@ def generate(
     """
     if (prompts is None) == (prompt is None):
         raise ConfigurationError("Give either --prompts FILE or --prompt TEXT.")
-    refuse_directory(output)
     _check_selection(reward, keep, num_samples, num_best)
     _check_reference(reference, sampling or Sampling(), keep)
     source: Source = (

@@ -22,6 +22,7 @@ options:
   --seeds SEED [SEED ...]       fit: a run for each seed in RUN_DIR/seed-N, their mean, spread and report; again goes on
   --log_json                    fit: metrics as JSON lines on standard output, all else on standard error
   --profile                     fit: time, tokens and utilisation by phase, the slowest operators; see docs/PROFILING.md
+  --overwrite                   predict: replace the predictions.jsonl that is in RUN_DIR already
   --print_config                print the whole configuration and stop
   --help-all                    every option of the Trainer ({command} takes a few seconds to list them)
 """

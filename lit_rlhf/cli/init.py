@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_rlhf.cli.functions import call
-from lit_rlhf.cli.output import print_text, write_new
+from lit_rlhf.cli.output import print_text
 from lit_rlhf.cli.shipped import RECIPES, config_names, find_config, shipped, whole_text
+from lit_rlhf.files import write_text
 
 
 def init(name: str | None = None, output: Path | None = None) -> None:
@@ -14,13 +15,13 @@ def init(name: str | None = None, output: Path | None = None) -> None:
     Args:
         name: `sft`, `reward`, `dpo`, `kto`, `ppo`, `grpo`, or any name that the list has, such as
             `policy/ppo_nf4_lora`.
-        output: File to write, which must not be there yet; default: standard output.
+        output: File to write; default: standard output.
     """
     text = _list() if name is None else _own(find_config(name), output or Path("my.yaml"))
     if output is None:
         print_text(text)
         return
-    write_new({output: text})
+    write_text(output, text)
 
 
 def _own(path: Path, target: Path) -> str:

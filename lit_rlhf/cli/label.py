@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lit_rlhf.cli.functions import Special
-from lit_rlhf.cli.output import print_text, progress, refuse_directory, refuse_input
+from lit_rlhf.cli.output import print_text, progress, refuse_input
 from lit_rlhf.data import Format, Source
 from lit_rlhf.data.sources import given_source
 from lit_rlhf.errors import ConfigurationError, ServiceError
@@ -44,7 +44,6 @@ def label(
         summary: JSON to write beside it: how many pairs were labelled and tied, agreement, position bias, and what was
             asked.
     """
-    refuse_directory(output)
     source = given_source(data, source, "Give either a file to label or --source.")
     pairwise = PairwiseJudge(judge)
     if isinstance(judge, LocalJudge) and judge.spec is None:

@@ -1,14 +1,17 @@
 """Rows to a file or to standard output."""
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_rlhf.cli.commands import Written
 from lit_rlhf.errors import ConfigurationError, DataError
-from lit_rlhf.files import whole_file, write_text
+from lit_rlhf.files import refuse_foreign, whole_file, writing
 
 if TYPE_CHECKING:  # commands that need no model import no torch
     from lit_rlhf.data import Source
@@ -30,45 +33,71 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: bar.update(task, completed=count)
 
 
-def write_new(texts: Mapping[Path, str], option: str = "--output") -> None:
-    """Write files that people change afterwards.
+def refuse_output(
+    path: Path,
+    option: str,
+    written: Written,
+    others: Iterable[str | Path] = (),
+    overwrite: bool = False,
+) -> None:
+    """Before any work: refuse a place that can't be written, or that holds what nobody said to replace.
 
     Args:
-        texts: What each of them is to hold.
-        option: By which they are named.
+        path: The place.
+        option: By which it is named.
+        written: What the command writes there.
+        others: What else the command reads and writes, as far as it is there; that is never replaced.
+        overwrite: Whether `--overwrite` is given.
 
     Raises:
-        ConfigurationError: One is there with other words; none is written then.
+        ConfigurationError: It names no file, or one of the others, or something is there already.
+        FileError: The system refuses, or it is a directory of something else.
     """
-    for file, text in texts.items():
-        refuse_directory(file, option=option)
-        if file.exists() and (not file.is_file() or file.read_bytes() != text.encode()):
-            raise ConfigurationError(
-                f"{file} is there already, and may hold changes of yours. Name another file by {option}, or remove it."
-            )
-    for file, text in texts.items():
-        write_text(file, text)
-
-
-def refuse_directory(output: Path | None, *suffixes: str, option: str = "--output") -> None:
-    """Before any work: refuse an output that is no file's path, or has none of the suffixes where there are any."""
-    if output is not None and (not output.name or output.is_dir()):
-        raise ConfigurationError(
-            f"{option} {str(output)!r} names no file, but a directory: name a file in it."
+    named = f"{option} {str(path)!r}"
+    files = [path, *([path.with_suffix(".json")] if path.suffix == ".html" else [])]
+    with writing(path):
+        if not written.marker and (not path.name or (path.exists() and not path.is_file())):
+            what = "a device" if path.exists() and not path.is_dir() else "a directory"
+            raise ConfigurationError(f"{named} names no file, but {what}: name a file.")
+        if written.suffixes and path.suffix not in written.suffixes:
+            raise ConfigurationError(f"{named} must end in {' or '.join(written.suffixes)}.")
+        for other in filter(os.path.exists, others):
+            place = Path(other).resolve()
+            # A directory with the output's own name may be a word of another option, as in --role reward.
+            lost = {*place.parents, *([place] if place.is_file() else [])}
+            if any(file.resolve() in lost for file in files):
+                raise ConfigurationError(
+                    f"{named} would replace {other}, which the command reads or writes itself: choose another place."
+                )
+        home = next(parent for parent in path.absolute().parents if parent.exists())
+        if not (home.is_dir() and os.access(home, os.W_OK | os.X_OK)):
+            number = errno.EACCES if home.is_dir() else errno.ENOTDIR
+            raise OSError(number, os.strerror(number))
+        if written.marker:
+            refuse_foreign(path, written.marker, "The export")
+        made_again = (
+            written.again and path.is_file() and written.again in path.read_text("utf-8", "ignore")
         )
-    if output is not None and suffixes and output.suffix not in suffixes:
-        raise ConfigurationError(f"--output {str(output)!r} must end in {' or '.join(suffixes)}.")
+        there = [file for file in files if _holds(file)]
+    if there and not overwrite and not made_again:
+        way_out = "remove it" if written.again else "give --overwrite to replace it"
+        raise ConfigurationError(
+            f"{there[0]} is there already. Choose another place by {option}, or {way_out}."
+        )
 
 
 def refuse_input(output: Path | None, source: "Source") -> None:
-    """Before any work: refuse an output that is a file of the data."""
+    """Before any work: refuse an output that is a file of the data, whatever was said of replacing it."""
     from lit_rlhf.data import FileSource  # noqa: PLC0415  (see above)
 
-    files = source.files() if isinstance(source, FileSource) and output is not None else []
-    if any(output is not None and output.resolve() == file.path.resolve() for file in files):
-        raise ConfigurationError(
-            f"--output {str(output)!r} is the file that is read, which would be lost: name another file."
-        )
+    if output is not None and isinstance(source, FileSource):
+        files = [file.path for file in source.files()]
+        refuse_output(output, "--output", Written(), files, overwrite=True)
+
+
+def _holds(path: Path) -> bool:
+    """Whether something would be lost there."""
+    return any(path.iterdir()) if path.is_dir() else path.exists() and path.stat().st_size > 0
 
 
 def writable_rows(source: "Source") -> list[dict[str, Any]]:
@@ -111,7 +140,6 @@ def write_rows(rows: Iterable[Mapping[str, Any]], output: Path | None) -> None:
     if output is None:
         sys.stdout.writelines(lines)
         return
-    refuse_directory(output)
     with (
         whole_file(output) as temporary,
         # Half a character, which no encoding writes, becomes the escape that JSON has for it.

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from lit_rlhf.cli.commands import WRITES
 from lit_rlhf.cli.functions import Special
-from lit_rlhf.cli.output import print_text, refuse_directory
+from lit_rlhf.cli.output import print_text, refuse_output
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.report.rounds_page import ROUNDS, report_rounds
 from lit_rlhf.report.run_page import report_runs
@@ -23,8 +24,8 @@ def report(runs: list[Path], output: Path | None = None) -> None:
             runs, in the current one.
     """
     default = runs[0] if len(runs) == 1 else Path()
-    refuse_directory(output)
     output = output or default / "report.html"
+    refuse_output(output, "--output", WRITES["report"]["output"])
     rounds = [run for run in runs if (run / ROUNDS).is_file()]
     if rounds and len(runs) > 1:
         raise ConfigurationError(

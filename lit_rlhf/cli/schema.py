@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from lit_rlhf.cli.building import config_schema
-from lit_rlhf.cli.output import print_text, refuse_directory
+from lit_rlhf.cli.output import print_text
 from lit_rlhf.files import write_text
 
 
@@ -14,7 +14,6 @@ def schema(output: Path | None = None) -> None:
     Args:
         output: File to write; default: standard output.
     """
-    refuse_directory(output)
     text = json.dumps(config_schema(), indent=2) + "\n"
     if output is None:
         print_text(text)

@@ -7,7 +7,6 @@ from lightning.fabric.utilities import move_data_to_device
 
 from lit_rlhf.cli.functions import REQUEST, Special
 from lit_rlhf.cli.output import (
-    refuse_directory,
     refuse_input,
     set_aside,
     writable_rows,
@@ -55,7 +54,6 @@ def score(
         dtype: Of the model's weights; float32 keeps small differences of scores.
         request: No option: all of them as text, by which a killed call is known again. Empty: nothing is kept for one.
     """
-    refuse_directory(output)
     source = local_source(data)
     refuse_input(output, source)
     every = writable_rows(source)

@@ -27,7 +27,9 @@ from torch import nn
 
 from lit_rlhf.callbacks import IterationCheckpoint, MetricsFile, PhaseTimer, RunRecord, RunSummary
 from lit_rlhf.callbacks.checkpoint_io import install_atomic_io
+from lit_rlhf.cli.commands import WRITES
 from lit_rlhf.cli.functions import SWITCH
+from lit_rlhf.cli.output import refuse_output
 from lit_rlhf.cli.refusals import (
     PACKAGES,
     ConstructorError,
@@ -39,7 +41,7 @@ from lit_rlhf.cli.refusals import (
     refused_by,
     sentence,
 )
-from lit_rlhf.cli.results import WritePredictions, report_validated
+from lit_rlhf.cli.results import PREDICTIONS, WritePredictions, report_validated
 from lit_rlhf.cli.shipped import with_found_configs
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.internals.jsonargparse import flat_options, read_none_as_null
@@ -132,6 +134,9 @@ class TrainingCLI(CommandLineWins):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a wrong option is one message, without the usage of the whole Trainer."""
         words = sys.argv[1:] if args is None else args
+        self.overwrite = "predict" in words[:1] and "--overwrite" in words
+        if self.overwrite:  # no option of a configuration
+            args = words = [word for word in words if word != "--overwrite"]
         self.command = shlex.join(["lit-rlhf", *map(str, words)])
         try:
             super().parse_arguments(parser, args)
@@ -145,6 +150,10 @@ class TrainingCLI(CommandLineWins):
         refuse_all_misfits(options)
         _refuse_lone_seed(options)
         self.save_config_kwargs["given"] = options.clone()
+        if self.subcommand == "predict" and not options.trainer.fast_dev_run:
+            home = options.run_dir or options.trainer.default_root_dir or ""
+            written = WRITES["predict"]["run_dir"]
+            refuse_output(Path(home) / PREDICTIONS, "--run_dir", written, overwrite=self.overwrite)
         if options.run_dir is None:
             return
         if options.trainer.default_root_dir not in (None, options.run_dir):

@@ -18,7 +18,7 @@ from lit_rlhf.demo.report import write_report
 from lit_rlhf.demo.results import examples, judge, policy_summary, reward_summary
 from lit_rlhf.demo.stages import PolicyResult, Stages
 from lit_rlhf.demo.world import World
-from lit_rlhf.files import write_text
+from lit_rlhf.files import refuse_foreign, write_text
 from lit_rlhf.internals.lightning import silence_noise
 
 
@@ -30,13 +30,16 @@ def run_demo(
     Writes `summary.json`, `report.html` (one file), each stage's metrics and export, and PPO's samples.
 
     Args:
-        output: Directory; its `sft`, `reward` and `ppo`, which an earlier run left there, are replaced.
+        output: Directory, new or of an earlier demo, whose `sft`, `reward` and `ppo` are replaced.
         seed: Of data, weights and rollouts.
         config: Sizes and rates; default `DemoConfig()`.
         console: Where progress and results are shown; default: standard output.
 
     Returns:
         What `summary.json` holds.
+
+    Raises:
+        FileError: The directory holds something else, or can't be written.
     """
     config, console = config or DemoConfig(), console or Console()
     start = time.perf_counter()
@@ -49,6 +52,9 @@ def run_demo(
         yield
         seconds[name] = time.perf_counter() - begun
 
+    settings = {"seed": seed, "config": asdict(config)}
+    refuse_foreign(output, "summary.json", "The demo")
+    write_text(output / "summary.json", json.dumps(settings, indent=2) + "\n")
     for name in ("sft", "reward", "ppo"):
         shutil.rmtree(output / name, ignore_errors=True)
     with _quiet_lightning():
@@ -67,7 +73,6 @@ def run_demo(
         "stage_seconds": seconds,
     }
     report = write_report(output / "report.html", summary, reward, policy, config)
-    settings = {"config": asdict(config)}
     write_text(output / "summary.json", json.dumps(summary | settings, indent=2) + "\n")
     _show(console, summary, policy, config)
     console.print(f"\nReport: {report}\nNumbers: {output / 'summary.json'}", highlight=False)

@@ -134,17 +134,6 @@ def export_preferences(store: LabelStore, path: str | Path) -> Exported:
         FileError: The file can't be written.
     """
     path = Path(path).expanduser()
-    exported, text = preferences(store, path)
-    write_text(path, text, "The preferences")
-    return exported
-
-
-def preferences(store: LabelStore, path: Path) -> tuple[Exported, str]:
-    """What `export_preferences` counts and would write to a file.
-
-    Raises:
-        DataError: No pair has a vote that can be exported.
-    """
     pairs, votes = store.pairs(), store.votes()
     on: dict[int, list[Vote]] = {number: [] for number in pairs}
     for vote in votes:
@@ -165,8 +154,8 @@ def preferences(store: LabelStore, path: Path) -> tuple[Exported, str]:
     text = "".join(f"{json.dumps(row)}\n" for row in rows)
     tied = sum(row["p_chosen"] == 0.5 for row in rows)
     skipped = len(pairs) - len(rows) - len(flagged) - unseen
-    told = Exported(path, len(rows), tied, skipped, len(flagged), unseen, agreement(votes))
-    return told, text
+    write_text(path, text, "The preferences")
+    return Exported(path, len(rows), tied, skipped, len(flagged), unseen, agreement(votes))
 
 
 def _row(pair: Pair, votes: Sequence[Vote]) -> dict[str, Any]:

@@ -119,6 +119,7 @@ def test_convert_counts_what_it_leaves_out(
         "rejected",
         "margin",
     }
+    output.unlink()
     with pytest.raises(SystemExit):
         main(["data", "convert", shape("helpsteer2_preference"), str(output), "--invalid=error"])
     assert "row 3: pair of equals" in capsys.readouterr().err
@@ -196,7 +197,7 @@ def test_a_file_is_not_converted_into_itself(
     before = path.read_bytes()
     with pytest.raises(SystemExit):
         main(["data", "convert", str(path), f"{tmp_path}/../{tmp_path.name}/own.jsonl"])
-    assert "is the file that is read" in capsys.readouterr().err
+    assert "would replace" in capsys.readouterr().err
     assert path.read_bytes() == before
 
 

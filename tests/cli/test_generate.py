@@ -45,6 +45,7 @@ def generate(model: Path, tmp: Path, *words: str) -> list[dict[str, Any]]:
             str(prompts),
             "--output",
             str(output),
+            "--overwrite",
             *sampling,
             *words,
         ]
@@ -91,12 +92,12 @@ def test_columns_of_the_rows_are_kept(
     assert (row["response_before"], row["score_before"], row["score_before_before"]) == ("r", 4, 5)
     assert row["score"] == len(row["response"]) != 5
     assert "response as response_before, score as score_before_before" in capsys.readouterr().err
-    main([*words, f"--output={output}", "--keep=pairs"])
+    main([*words, f"--output={output}", "--overwrite", "--keep=pairs"])
     row = read_lines(output)[0]
     assert (row["chosen_before"], row["response"], row["score"]) == ("c", "r", 5)
     with pytest.raises(SystemExit):
         main([*words, f"--output={file}"])
-    assert "is the file that is read" in capsys.readouterr().err
+    assert "would replace" in capsys.readouterr().err
     assert read_lines(file) == [own, own]
 
 

@@ -220,11 +220,10 @@ def test_a_reward_is_a_path_or_a_class(
 def test_a_copy_takes_no_file_s_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine = tmp_path / "my.yaml"
     main(["init", "ppo", "--output", str(mine)])
-    main(["init", "ppo", "--output", str(mine)])  # it says the same
     changed = mine.read_text().replace("coef: 0.05", "coef: 0.1")
     assert changed != mine.read_text()
     mine.write_text(changed)
     with pytest.raises(SystemExit):
         main(["init", "ppo", "--output", str(mine)])
-    assert "is there already, and may hold changes of yours" in capsys.readouterr().err
+    assert "my.yaml is there already. Choose another place by --output" in capsys.readouterr().err
     assert mine.read_text() == changed

@@ -12,6 +12,7 @@ from unittest.mock import patch
 import pytest
 
 from lit_rlhf.cli import main
+from lit_rlhf.files import read_lines
 from lit_rlhf.report.runs import read_runs
 from lit_rlhf.testing.tiny import write_tiny_world
 
@@ -149,6 +150,13 @@ def test_predictions_are_written(
     assert set(found[0]) == expected
     assert kind != "kto" or len(found[0]["logprobs"]) == len(found[0]["ref_logprobs"]) == 1
     assert kind != "grpo" or [row["prompt"] for row in found][2] == "say 3 "
+    if kind == "sft":
+        Path("run/predictions.jsonl").write_text("{}\n")
+        with pytest.raises(SystemExit):
+            main(["predict", *OF[kind], *source])
+        assert "run/predictions.jsonl is there already. Choose another" in capsys.readouterr().err
+        main(["predict", *OF[kind], *source, "--overwrite"])
+        assert len(read_lines(Path("run/predictions.jsonl"))) == 5
 
 
 def test_a_run_without_an_export_is_named_by_its_checkpoints(

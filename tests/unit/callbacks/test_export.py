@@ -48,7 +48,7 @@ def test_a_former_export_is_replaced_and_other_directories_are_not(tmp_path: Pat
     target = tmp_path / "export"
     target.mkdir()
     (target / "notes.txt").touch()
-    with pytest.raises(CheckpointError, match="exists and is no export"):
+    with pytest.raises(CheckpointError, match="exists and is no earlier one"):
         fit(tmp_path)
     (target / RECORD).touch()
     fit(tmp_path)

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_rlhf.demo import DemoConfig, PolicyStage, RewardStage, SupervisedStage, run_demo
 from lit_rlhf.demo.world_data import WorldData
+from lit_rlhf.errors import FileError
 from lit_rlhf.report.run_page import report_runs
 from tests.unit.report.test_page import Reader
 
@@ -29,6 +30,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, objec
         output, 1, TINY, Console(file=text, width=120)
     )  # over the results of another run
     return output, summary, text.getvalue()
+
+
+def test_what_is_no_demo_stays(tmp_path: Path) -> None:
+    """Runs of one's own are called so, too: `runs/sft`."""
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "metrics.jsonl").touch()
+    with pytest.raises(FileError, match=r"The demo .* holds no summary\.json"):
+        run_demo(tmp_path, 0, TINY)
+    assert [path.name for path in tmp_path.rglob("*")] == ["sft", "metrics.jsonl"]
 
 
 def test_summary_has_what_is_promised(run: tuple[Path, dict[str, object], str]) -> None:

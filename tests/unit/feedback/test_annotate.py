@@ -112,12 +112,11 @@ def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     exported = (tmp_path / "out.jsonl").read_text()
     assert json.loads(exported)["chosen"] == "b"
-    main(["annotate", "--output", str(tmp_path), "--export", str(tmp_path / "out.jsonl")])
     store.vote(Vote(2, "ann", "first"))
     with pytest.raises(SystemExit):
         main(["annotate", "--output", str(tmp_path), "--export", str(tmp_path / "out.jsonl")])
     assert "is there already" in (said := capsys.readouterr().err)
-    assert "Name another file by --export" in said
+    assert "Choose another place by --export" in said
     assert (tmp_path / "out.jsonl").read_text() == exported
 
 

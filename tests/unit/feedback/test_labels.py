@@ -100,7 +100,7 @@ def test_the_command_writes_what_training_reads(
         words += ["--format.chosen", "a", "--format.rejected", "b", "--skip_invalid", "true"]
         main(words)
         asked = len(server.requests)
-        main(words)
+        main([*words, "--overwrite"])
         assert len(server.requests) == asked == 6
     said = capsys.readouterr().out
     assert "2 of 3 pairs labelled" in said and "1 without a verdict" in said
@@ -163,7 +163,7 @@ def test_ctrl_c_says_what_is_kept(
         ([], r"Give either a file to label or --source"),
         (["in.jsonl", "--judge", "LocalJudge"], r"--judge.backbone.name DIRECTORY"),
         (["in.jsonl", "--judge.template", "score"], r"reads `first` and `second`"),
-        (["out.jsonl"], r"is the file that is read"),
+        (["out.jsonl"], r"would replace out.jsonl"),
     ],
 )
 def test_commands_that_cannot_work_say_so(

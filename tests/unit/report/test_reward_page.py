@@ -33,7 +33,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Pat
 
 def page_of(world: Path, *words: str) -> tuple[Reader, dict]:
     output = world / "page.html"
-    main(["evaluate-reward", *words, "--output", str(output)])
+    main(["evaluate-reward", *words, "--output", str(output), "--overwrite"])
     data = json.loads(output.with_suffix(".json").read_text(), parse_constant=pytest.fail)
     return Reader(output.read_text()), data
 
