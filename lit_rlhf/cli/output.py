@@ -57,7 +57,7 @@ def refuse_output(
     files = [path, *([path.with_suffix(".json")] if path.suffix == ".html" else [])]
     with writing(path):
         if not written.marker and (not path.name or (path.exists() and not path.is_file())):
-            what = "a device" if path.exists() and not path.is_dir() else "a directory"
+            what = "a pipe or a device" if path.exists() and not path.is_dir() else "a directory"
             raise ConfigurationError(f"{named} names no file, but {what}: name a file.")
         if written.suffixes and path.suffix not in written.suffixes:
             raise ConfigurationError(f"{named} must end in {' or '.join(written.suffixes)}.")

@@ -221,9 +221,12 @@ def test_what_is_empty_is_no_loss(here: Path) -> None:
     assert (here / "my.yaml").stat().st_size
 
 
-def test_a_device_stays_one(capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, ["init", "ppo", "--output", "/dev/null", "--overwrite"])
-    assert "names no file, but a device" in said
+def test_what_is_no_file_stays(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pipe stands for `/dev/null`, which a failing test would replace for the whole machine."""
+    os.mkfifo(here / "pipe")
+    said = refused(capsys, ["init", "ppo", "--output", "pipe", "--overwrite"])
+    assert "names no file, but a pipe or a device" in said
+    assert (here / "pipe").is_fifo()
 
 
 def test_two_outputs_in_one_place(capsys: pytest.CaptureFixture[str], here: Path) -> None:
