@@ -3,10 +3,8 @@
 import functools
 import hashlib
 import json
-import os
 import re
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,9 @@ import yaml
 
 from lit_rlhf.files import read_lines
 from lit_rlhf.testing.tiny import write_tiny_world
-from tests import warm
+from tests.killed import start
 from tests.walks import walk
 
-ROOT = Path(__file__).parents[3]
 LENGTH = {"class_path": "LengthReward", "init_args": {"unit": "characters"}}
 SAMPLE = {"sampling": {"max_new_tokens": 64}, "dtype": "float32", "batch_size": 3}
 PROMPTS = "data/prompts.jsonl"
@@ -89,17 +86,7 @@ PLANS: dict[str, dict[str, Any]] = {
 
 def iterate(place: Path, killed_before: str) -> tuple[int, str]:
     """Start the command in a process of its own: its status, and what it said."""
-    script = str(Path(__file__).with_name("killed.py"))
-    done = subprocess.run(
-        [warm.python(), script, killed_before, "iterate", "-c", "rounds.yaml"],
-        cwd=place,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "LIT_RLHF_CACHE": "cache"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = start(place, killed_before, 1, "iterate", "-c", "rounds.yaml")
     return done.returncode, done.stdout
 
 
