@@ -121,9 +121,13 @@ def places(directory: str, step: str) -> list[str]:
     onto = rf"os.rename .* .*{re.escape(result)}$"
     if step in ("reward", "policy"):
         run = str(Path(result).parent)
-        checkpoint = rf"os.rename .* .*{run}/checkpoints/iteration-0*"
-        behind = rf"os.remove .*{run}/.checkpoints.lock$"
-        return [f"{checkpoint}1.ckpt$", f"{checkpoint}2.ckpt$", onto, behind]
+        return [
+            rf"os.rename .* .*{run}/checkpoints/iteration-0*1.ckpt$",
+            rf"opened .*{run}/checkpoints/\.iteration-0*2.ckpt\..*tmp$",  # half a checkpoint
+            rf"opened .*{run}/\.export\..*/lit_rlhf.json$",  # half an export
+            onto,
+            rf"os.remove .*{run}/.checkpoints.lock$",
+        ]
     behind = rf"os.remove .*{hidden}\..*tmp$"
     if step in ("preferences", "agreement"):
         return [rf"os.rename .* .*{result[:-1]}$", onto, behind]
