@@ -57,6 +57,15 @@ class NoAttentionMask:
         return hash(NoAttentionMask)
 
 
+class BranchedRows(dict[str, Any]):
+    """A branched batch of data that can be had as ordinary rows, which it says where their names are asked for."""
+
+    def __missing__(self, name: str) -> Never:
+        if name.endswith(("input_ids", "attention_mask", "labels")):
+            raise BranchedLayoutError
+        raise KeyError(name)
+
+
 @dataclass(frozen=True)
 class BranchedCollator:
     """Lays rows out as `prompt ++ branch_1 ++ ... ++ branch_K`, padded on the right.
@@ -138,7 +147,7 @@ class PreferenceCollator(BranchedCollator):
     def __call__(self, rows: Rows) -> PreferenceBatch:
         """Collate."""
         batch = self.labelled(rows) | _numbers(rows, "margin", "p_chosen")
-        return cast("PreferenceBatch", batch)
+        return cast("PreferenceBatch", BranchedRows(batch))
 
 
 @dataclass(frozen=True)
@@ -169,7 +178,7 @@ class DemonstrationCollator(BranchedCollator):
 
     def __call__(self, rows: Rows) -> DemonstrationBatch:
         """Collate."""
-        return {**self.layout(rows), "index": _index(rows)}
+        return cast("DemonstrationBatch", BranchedRows(**self.layout(rows), index=_index(rows)))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from tokenizers import processors
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
@@ -406,6 +407,22 @@ class TestLayouts:
             batch.pop(key, None)
         with pytest.raises(ConfigurationError, match=r"This batch is branched.*layout: rows"):
             model(**batch)
+
+    @pytest.mark.parametrize(
+        ("kind", "name"),
+        [(PreferenceDataModule, "chosen_input_ids"), (DemonstrationDataModule, "labels")],
+    )
+    def test_a_branched_batch_says_so_in_a_module_of_ones_own(
+        self, kind: Any, name: str, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        rows = RowsSource([{**PAIR, "completion": " a"}] * 2)
+        data = ready(kind(rows, tokenizer=tokenizer, batch_size=1))
+        batch = move_data_to_device(next(iter(data.train_dataloader())), torch.device("cpu"))
+        assert name not in batch
+        with pytest.raises(ConfigurationError, match=r"This batch is branched.*layout: rows"):
+            batch[name]
+        with pytest.raises(KeyError, match="nonesuch"):
+            batch["nonesuch"]
 
     def test_rows_are_what_everybody_knows(
         self, tokenizer: PreTrainedTokenizerFast, model: LlamaForSequenceClassification
