@@ -4,6 +4,7 @@ Whatever is written here lies beside its place until all of it is on disk, and t
 power cut or a full disk leaves what was there before. Modes are those that the umask gives, whoever wrote the bytes.
 """
 
+import ctypes
 import errno
 import fcntl
 import json
@@ -24,6 +25,7 @@ from lit_rlhf.errors import FileError, LitRLHFError
 _TEMPORARY = ".tmp"
 _HOST = socket.gethostname().replace(".", "_")
 _DAY = 24 * 3600.0
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
@@ -283,6 +285,8 @@ def _replace(new: Path, path: Path) -> None:
     if not path.exists():
         new.rename(path)
         return
+    if _exchange(new, path):
+        return  # the caller removes what is `new` by name
     old = path.with_name(f".{path.name}.old.{_HOST}-{os.getpid()}{_TEMPORARY}")
     path.rename(old)
     try:
@@ -291,6 +295,18 @@ def _replace(new: Path, path: Path) -> None:
         old.rename(path)
         raise
     shutil.rmtree(old)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step; False where the system or the file system can't.
+
+    Else there is a moment between two renames at which a kill leaves neither.
+    """
+    try:
+        exchange = ctypes.CDLL(None).renameat2
+    except AttributeError:  # of Linux alone
+        return False
+    return bool(exchange(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
 
 
 def _system_refusal(error: BaseException) -> tuple[int, str] | None:

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import shutil
+import signal
 import stat
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from lit_rlhf.errors import CheckpointError, FileError
 from lit_rlhf.files import free_name, whole_directory, whole_file, write_text, writing
+from tests.killed import kill_before
 
 
 def content(path: Path) -> list[str]:
@@ -45,6 +48,27 @@ def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
         temporary.write_text(f"half {1 / 0}")
     assert (tmp_path / "a.txt").read_text() == "old"
     assert content(tmp_path) == ["a.txt"]
+
+
+def test_a_kill_leaves_one_of_two_directories(tmp_path: Path) -> None:
+    """Before each change of a file, while a directory replaces another."""
+    path = tmp_path / "out"
+    for number in range(100):
+        shutil.rmtree(path, ignore_errors=True)
+        with whole_directory(path, "marker") as directory:
+            (directory / "marker").write_text("old")
+        child = os.fork()
+        if child == 0:
+            kill_before(rf"\S+ {path.parent}", number + 1)
+            with whole_directory(path, "marker") as directory:
+                (directory / "marker").write_text("new")
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert (path / "marker").read_text() in ("old", "new"), number
+        if status == 0:
+            break
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    assert number > 3
 
 
 def test_full_disks_and_refusals_are_said_with_the_name(tmp_path: Path) -> None:
