@@ -19,13 +19,22 @@ import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lit_rlhf.callbacks import IterationCheckpoint, MetricsFile, PhaseTimer, RunRecord, RunSummary
+from lit_rlhf.callbacks import (
+    IterationCheckpoint,
+    MetricsFile,
+    PhaseProgressBar,
+    PhaseTimer,
+    Preemption,
+    RunRecord,
+    RunSummary,
+)
 from lit_rlhf.callbacks.checkpoint_io import install_atomic_io
 from lit_rlhf.cli.commands import WRITES
 from lit_rlhf.cli.functions import SWITCH
@@ -154,6 +163,7 @@ class TrainingCLI(CommandLineWins):
             home = options.run_dir or options.trainer.default_root_dir or ""
             written = WRITES["predict"]["run_dir"]
             refuse_output(Path(home) / PREDICTIONS, "--run_dir", written, overwrite=self.overwrite)
+        _leave_out(options.trainer)
         if options.run_dir is None:
             return
         if options.trainer.default_root_dir not in (None, options.run_dir):
@@ -325,6 +335,27 @@ def _refuse_lone_seed(options: Any) -> None:
             f"draw from. Give --model.seed {seed} --data.seed {seed} (draws, order of the rows) in its place, or "
             "--seeds 0 1 2, which trains once with each."
         )
+
+
+def _leave_out(trainer: Namespace) -> None:
+    """Leave out callbacks of a file that an option switches off or replaces: Lightning refuses the two together.
+
+    `enable_progress_bar: false` leaves out all bars, another bar PhaseProgressBar, and `enable_checkpointing: false`
+    what saves checkpoints, with Preemption, which has that done.
+    """
+    if not isinstance(trainer.callbacks, list):
+        return
+    kinds = [next(flat_options(each), ("", object, {}))[1] for each in trainer.callbacks]
+    bars = [kind for kind in kinds if issubclass(kind, ProgressBar)]
+    out: tuple[type, ...] = ()
+    if trainer.enable_progress_bar is False:
+        out += (ProgressBar,)
+    elif len(bars) > 1:
+        out += (PhaseProgressBar,)
+    if trainer.enable_checkpointing is False:
+        out += (Checkpoint, Preemption)
+    pairs = zip(trainer.callbacks, kinds, strict=True)
+    trainer.callbacks = [each for each, kind in pairs if not issubclass(kind, out)]
 
 
 def run(words: Sequence[str], called: str | None = None) -> None:

@@ -88,6 +88,33 @@ def test_a_dry_run_of_a_policy_leaves_nothing(
     assert after == before
 
 
+@pytest.mark.parametrize(
+    ("words", "left_out", "left"),
+    [
+        (["--trainer.enable_progress_bar", "false"], {"PhaseProgressBar"}, set()),
+        (["--trainer.callbacks+", "TQDMProgressBar"], {"PhaseProgressBar"}, {"TQDMProgressBar"}),
+        (
+            ["--trainer.enable_checkpointing", "false"],
+            {"IterationCheckpoint", "Preemption"},
+            {"PhaseProgressBar"},
+        ),
+    ],
+    ids=["no bar", "another bar", "no checkpoints"],
+)
+def test_callbacks_of_a_file_yield_to_options(
+    words: list[str], left_out: set[str], left: set[str], world: Path
+) -> None:
+    with patch("lightning.pytorch.Trainer.fit", autospec=True) as fit:
+        main(["fit", *OF["sft"], *words])
+    kinds = {type(each).__name__ for each in fit.call_args.args[0].callbacks}
+    assert not kinds & left_out
+    assert kinds >= left | {"PhaseTimer", "ExportModel"}
+    if "IterationCheckpoint" in left_out:
+        main(["fit", *OF["sft"], *words])
+        assert Path("run/export").is_dir()
+        assert not Path("run/checkpoints").exists()
+
+
 def test_what_is_not_looked_at_is_said(
     world: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
