@@ -61,6 +61,7 @@ from lit_rlhf.internals.lightning import (
     print_to_stderr,
     silence_adverts,
 )
+from lit_rlhf.modules.monitors import watched
 from lit_rlhf.modules.refusals import refuse_automatic_options
 
 # Their classes are known by short names in YAML.
@@ -216,6 +217,10 @@ class TrainingCLI(CommandLineWins):
             refuse_automatic_options(self.trainer, self.model)
         self._refuse_other_run()
         self._try_optimizer()
+        watches = any(name.startswith("val") for _, name in watched(self.trainer))
+        if watches and not is_dry_run(self.trainer):
+            # Else a name that validation lacks is found behind the first epoch, whose work is lost.
+            self.trainer.num_sanity_val_steps = 2
         self._callback(RunSummary)
         options = self.config[self.subcommand]
         if options.trainer.default_root_dir is not None:

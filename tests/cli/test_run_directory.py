@@ -115,6 +115,19 @@ def test_callbacks_of_a_file_yield_to_options(
         assert not Path("run/checkpoints").exists()
 
 
+def test_a_name_that_validation_lacks_is_refused_before_training(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch = ["--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor"]
+    with pytest.raises(SystemExit):
+        main(["fit", *OF["grpo"], *watch, "val/loss"])
+    assert "monitor='val/loss', which is not logged." in capsys.readouterr().err
+    assert not Path("run/metrics.jsonl").exists()
+    main(["fit", *OF["grpo"], *watch, "val/objective/scores", "--trainer.callbacks.mode", "max"])
+    lines = map(json.loads, Path("run/metrics.jsonl").read_text().splitlines())
+    assert [line["stage"] for line in lines].count("validation") == 1
+
+
 def test_what_is_not_looked_at_is_said(
     world: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
