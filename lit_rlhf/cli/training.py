@@ -218,7 +218,7 @@ class TrainingCLI(CommandLineWins):
         self._refuse_other_run()
         self._try_optimizer()
         watches = any(name.startswith("val") for _, name in watched(self.trainer))
-        if watches and not is_dry_run(self.trainer):
+        if watches and not self.trainer.num_sanity_val_steps and not is_dry_run(self.trainer):
             # Else a name that validation lacks is found behind the first epoch, whose work is lost.
             self.trainer.num_sanity_val_steps = 2
         self._callback(RunSummary)
