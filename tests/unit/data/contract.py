@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.trainer.states import TrainerState
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -28,6 +29,7 @@ def attach(module: BranchedDataModule, replicas: int = 1, rank: int = 0) -> Bran
         overfit_batches=0,
         accelerator=CPUAccelerator(),
         training=False,
+        state=TrainerState(),
     )
     return module
 
