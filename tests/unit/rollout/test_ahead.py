@@ -255,7 +255,7 @@ def train(
         sampling=Sampling(max_new_tokens=5),
         recompute_logprobs=True,
         importance_correction=TruncatedImportance(),
-        optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2, eps=1e-5),
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2, eps=1e-4),
         seed=3,
         **(module or {}),
     )
