@@ -99,6 +99,15 @@ def test_every_command_says_what_it_writes() -> None:
     assert WRITES["export"]["output"].marker == RECORD
 
 
+def occupied(here: Path, written: Written) -> tuple[Path, Path]:
+    """A place of an output at which something is already, and the file that is there."""
+    there = here / place_of(written)
+    held = there / RECORD if written.marker else there
+    held.parent.mkdir(exist_ok=True)
+    held.write_text("words")
+    return there, held
+
+
 @pytest.mark.parametrize(
     ("command", "option"), walk(PLACES, ("generate", "output"), ("label", "summary"))
 )
@@ -107,10 +116,7 @@ def test_what_is_there_stays(
     command: str, option: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written = WRITES[command][option]
-    there = here / place_of(written)
-    held = there / RECORD if written.marker else there
-    held.parent.mkdir(exist_ok=True)
-    held.write_text("words")
+    there, held = occupied(here, written)
     said = refused(capsys, words_of(command, option, there.name))
     assert f"{there.name} is there already. Choose another place by " in said
     assert ("--overwrite" in said) == (not written.again)
@@ -128,10 +134,7 @@ def test_it_may_be_replaced(
 ) -> None:
     """And what it is told to replace is there until the new one is."""
     written = WRITES[command][option]
-    there = here / place_of(written)
-    held = there / RECORD if written.marker else there
-    held.parent.mkdir(exist_ok=True)
-    held.write_text("words")
+    there, held = occupied(here, written)
     try:
         main([*words_of(command, option, there.name), "--overwrite"])
     except SystemExit:
