@@ -54,9 +54,8 @@ class Replicas(Generic[Server]):
             index = self.servers.index(server)
             known = index in self._away
             since = time.monotonic()
-            if known and not self._is_due(
-                index
-            ):  # it was asked several things at once, and failed with all
+            if known and not self._is_due(index):
+                # It was asked several things at once, and failed with all.
                 since, _ = self._away[index]
             else:
                 self._failed[index] += 1

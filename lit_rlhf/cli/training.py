@@ -217,12 +217,12 @@ class TrainingCLI(CommandLineWins):
             refuse_automatic_options(self.trainer, self.model)
         self._refuse_other_run()
         self._try_optimizer()
-        watches = any(name.startswith("val") for _, name in watched(self.trainer))
-        if watches and not self.trainer.num_sanity_val_steps and not is_dry_run(self.trainer):
-            # Else a name that validation lacks is found behind the first epoch, whose work is lost.
-            self.trainer.num_sanity_val_steps = 2
-        self._callback(RunSummary)
         options = self.config[self.subcommand]
+        if options.trainer.num_sanity_val_steps is None:
+            # Else a name that validation lacks is found behind the first epoch, whose work is lost.
+            watches = any(name.startswith("val") for _, name in watched(self.trainer))
+            self.trainer.num_sanity_val_steps = 2 * (watches and not is_dry_run(self.trainer))
+        self._callback(RunSummary)
         if options.trainer.default_root_dir is not None:
             self._callback(RunRecord, self.command)
         if options.log_json:  # metrics to standard output, and what is for people to standard error
@@ -394,7 +394,8 @@ def start(kind: type[Made], words: Sequence[str], called: str | None = None) -> 
             save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults={
                 "log_every_n_steps": 1,
-                "num_sanity_val_steps": 0,
+                # Two where a callback watches a name of validation, else none.
+                "num_sanity_val_steps": None,
                 "use_distributed_sampler": False,
                 "enable_model_summary": False,  # RunSummary says it in a line; theirs counts 0 FLOPs
             },

@@ -201,10 +201,8 @@ class PreparedSources:
         """Warn where rows are read otherwise than those to train on."""
         try:
             usual = dict.fromkeys(spell(each.reader) for each in self._prepare("train"))
-        except (
-            DataError
-        ):  # said where they are needed, as they need not be to validate, test or predict
-            return
+        except DataError:
+            return  # said where they are needed, as they need not be to validate, test or predict
         for spelled in dict.fromkeys(spell(each.reader) for each in self._prepared[name]):
             if spelled not in usual:
                 rank_zero_warn(

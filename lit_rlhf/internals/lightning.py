@@ -429,9 +429,8 @@ def _keep_whole_numbers() -> None:
         members = get_args(kind)
         if int in members and float in members:
             others = [member for member in members if member not in (int, float)]
-            annotations[name] = reduce(
-                or_, others, int | float
-            )  # before str, which takes any number
+            # Before str, which takes any number.
+            annotations[name] = reduce(or_, others, int | float)
 
 
 def has_trainer(module: LightningModule) -> bool:

@@ -123,9 +123,15 @@ def test_a_name_that_validation_lacks_is_refused_before_training(
         main(["fit", *OF["grpo"], *watch, "val/loss"])
     assert "monitor='val/loss', which is not logged." in capsys.readouterr().err
     assert not Path("run/metrics.jsonl").exists()
-    main(["fit", *OF["grpo"], *watch, "val/objective/scores", "--trainer.callbacks.mode", "max"])
+    there = [*watch, "val/objective/scores", "--trainer.callbacks.mode", "max"]
+    main(["fit", *OF["grpo"], *there])
     lines = map(json.loads, Path("run/metrics.jsonl").read_text().splitlines())
     assert [line["stage"] for line in lines].count("validation") == 1
+    # Who asks for none is taken at his word.
+    sanity = ["--trainer.num_sanity_val_steps", "0", "--run_dir", "asked"]
+    with pytest.raises(SystemExit):
+        main(["fit", *OF["grpo"], *watch, "val/loss", *sanity])
+    assert Path("asked/metrics.jsonl").exists()
 
 
 def test_what_is_not_looked_at_is_said(
