@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.comparison.inputs import add_places, make_inputs
-from benchmarks.comparison.machine import fast_dtype, machine
+from benchmarks.comparison.machine import CPUINFO, cpu_kind, fast_dtype, machine
 from benchmarks.comparison.report import tables
 from benchmarks.comparison.results import compare
 from benchmarks.comparison.runner import Runner
@@ -114,7 +114,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     options.work = options.work.resolve()
     options.dtype = fast_dtype()
     # One table for each kind of CPU: ratios in bfloat16 say nothing of CPUs that emulate it.
-    options.place = "compare" if options.dtype == "bfloat16" else f"compare-{options.dtype}"
+    options.place = f"compare-{cpu_kind(CPUINFO.read_text(encoding='utf-8'), options.dtype)}"
     return options
 
 

@@ -7,6 +7,9 @@ from typing import Any
 
 from lit_rlhf.internals.torch import multiplies_bfloat16
 
+_BFLOAT16 = ("avx512_bf16", "amx_bf16")  # the later multiplies faster
+CPUINFO = Path("/proc/cpuinfo")
+
 
 def machine(threads: int, peaks: dict[str, float], dtype: str) -> dict[str, Any]:
     """CPU, cores, memory, and what a matrix product reached.
@@ -17,7 +20,7 @@ def machine(threads: int, peaks: dict[str, float], dtype: str) -> dict[str, Any]
         dtype: Of the weights in the timed runs.
     """
     return {
-        "cpu": cpu_model(Path("/proc/cpuinfo").read_text(encoding="utf-8")),
+        "cpu": cpu_model(CPUINFO.read_text(encoding="utf-8")),
         "cores": os.cpu_count(),
         "threads": threads,
         "dtype": dtype,
@@ -31,22 +34,31 @@ def machine(threads: int, peaks: dict[str, float], dtype: str) -> dict[str, Any]
 
 def cpu_model(cpuinfo: str) -> str:
     """Name, family and model of the first processor: virtual machines often hide the name alone."""
-    values = dict(
-        line.split(":", 1)
-        for line in cpuinfo.split("\n\n", maxsplit=1)[0].splitlines()
-        if ":" in line
-    )
-    found = {name.strip(): value.strip() for name, value in values.items()}
+    found = _first_processor(cpuinfo)
     name = found.get("model name", platform.machine())
     numbers = [
         f"{part} {found[key]}"
         for part, key in (("family", "cpu family"), ("model", "model"))
         if key in found
     ]
-    features = [
-        flag for flag in ("avx512_bf16", "amx_bf16") if flag in found.get("flags", "").split()
-    ]
+    features = [flag for flag in _BFLOAT16 if flag in found.get("flags", "").split()]
     return ", ".join([name, *numbers, *features])
+
+
+def cpu_kind(cpuinfo: str, dtype: str) -> str:
+    """Where ratios are alike: by the best instructions for bfloat16 where weights are in it, else by the dtype."""
+    flags = _first_processor(cpuinfo).get("flags", "").split()
+    found = [flag for flag in _BFLOAT16 if flag in flags]
+    return found[-1] if found and dtype == "bfloat16" else dtype
+
+
+def _first_processor(cpuinfo: str) -> dict[str, str]:
+    values = dict(
+        line.split(":", 1)
+        for line in cpuinfo.split("\n\n", maxsplit=1)[0].splitlines()
+        if ":" in line
+    )
+    return {name.strip(): value.strip() for name, value in values.items()}
 
 
 def fast_dtype() -> str:

@@ -13,7 +13,7 @@ from benchmarks import compare as compare_script
 from benchmarks.comparison import machine as machine_module, parity
 from benchmarks.comparison.inputs import REVIEWS, Inputs
 from benchmarks.comparison.ledger import Measured
-from benchmarks.comparison.machine import cpu_model, machine
+from benchmarks.comparison.machine import cpu_kind, cpu_model, machine
 from benchmarks.comparison.regret import regrets
 from benchmarks.comparison.report import tables
 from benchmarks.comparison.results import compare, ratio, utilisation
@@ -309,6 +309,10 @@ def test_the_cpu_is_named_with_what_matters_to_bfloat16() -> None:
     text = "processor\t: 0\nmodel name\t: Some CPU\ncpu family\t: 25\nmodel\t\t: 17\n"
     text += "flags\t\t: fpu avx512_bf16\n\nprocessor\t: 1\n"
     assert cpu_model(text) == "Some CPU, family 25, model 17, avx512_bf16"
+    assert cpu_kind(text, "bfloat16") == "avx512_bf16"
+    assert cpu_kind(text.replace("avx512_bf16", "avx512_bf16 amx_bf16"), "bfloat16") == "amx_bf16"
+    assert cpu_kind(text, "float32") == "float32"
+    assert cpu_kind("processor\t: 0\nFeatures\t: bf16\n", "bfloat16") == "bfloat16"
 
 
 def test_every_workload_has_settings_that_a_script_takes(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from random import Random
 
 from benchmarks.comparison.ledger import Ledger
-from benchmarks.comparison.machine import cpu_model, fast_dtype
+from benchmarks.comparison.machine import CPUINFO, cpu_model, fast_dtype
 from benchmarks.human_sentiment.measures import INITIAL
 from benchmarks.markdown import insert
 from benchmarks.peers.environments import TRL, TRL_PPO
@@ -137,7 +137,7 @@ def main() -> None:
         return
     curves = read(work)
     draw(curves, options.markdown.parent / "time_to_reward.svg")
-    about = cpu_model(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    about = cpu_model(CPUINFO.read_text(encoding="utf-8"))
     planned = {key: ITERATIONS[key[-1]] for key in plan(list(METHODS), RATES, SEEDS)}
     insert(options.markdown, "time-to-reward", report(curves, about, planned))
 
