@@ -5,11 +5,12 @@ from typing import Protocol, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_rlhf.callbacks.checkpoint_io import refuse_non_finite
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.files import refuse_foreign
-from lit_rlhf.internals.lightning import is_dry_run
+from lit_rlhf.internals.lightning import is_dry_run, iterations_done
 from lit_rlhf.models.cards import RECORD
 from lit_rlhf.modules.base import RLHFModule
 
@@ -65,6 +66,12 @@ class ExportModel(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export, on rank 0."""
         if is_dry_run(trainer):
+            return
+        if iterations_done(trainer) == 0:
+            rank_zero_warn(
+                "ExportModel: nothing is exported, for no iteration was done. Are max_epochs, max_steps or "
+                "limit_train_batches 0?"
+            )
             return
         refuse_non_finite(trainer, pl_module)
         if not trainer.is_global_zero:

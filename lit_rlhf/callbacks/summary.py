@@ -154,7 +154,8 @@ def _next(trainer: Trainer, module: LightningModule) -> str:
 
 def _export(trainer: Trainer) -> Path | None:
     exports = (each for each in callbacks_of(trainer) if isinstance(each, ExportModel))
-    return next((each.directory(trainer) for each in exports), None)
+    places = (each.directory(trainer) for each in exports)
+    return next((place for place in places if place.exists()), None)
 
 
 def _count(number: int) -> str:

@@ -1,6 +1,6 @@
-"""What `lit-rlhf predict` and `validate` leave in the run's directory: rows as a file, and the page of a reward model.
+"""What `lit-rlhf predict`, `validate` and `test` leave in the run's directory: rows, numbers, a reward model's page.
 
-Lightning gives predictions to Python alone.
+Lightning gives them to Python, or to a logger, alone.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
-from lit_rlhf.callbacks.records import plain_json
+from lit_rlhf.callbacks.records import JsonLines, plain_json
 from lit_rlhf.cli.output import print_text, write_rows
 from lit_rlhf.data import BranchedDataModule, Mixture
 from lit_rlhf.data.conversion import SUBSET
@@ -22,6 +22,9 @@ from lit_rlhf.objectives import HeadEnsemble
 
 PREDICTIONS = "predictions.jsonl"
 """Name of the file in the directory of `--run_dir`."""
+
+EVALUATIONS = "evaluations.jsonl"
+"""Name of the file there."""
 
 
 class WritePredictions(Callback):
@@ -86,6 +89,22 @@ def _by_row(outputs: Any, batch: Mapping[str, Any], number: int) -> Iterator[dic
 
 def _fits(values: Tensor, mask: Tensor | None) -> bool:
     return mask is not None and values.shape == mask.shape
+
+
+def keep_evaluation(trainer: Trainer, command: str) -> None:
+    """Add a line to `evaluations.jsonl` in the run's directory: `stage`, `command`, `ckpt_path`, and all numbers.
+
+    Args:
+        trainer: Which validated or tested.
+        command: What did.
+    """
+    numbers = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if not numbers or not trainer.is_global_zero or is_dry_run(trainer):
+        return
+    path = Path(trainer.default_root_dir) / EVALUATIONS
+    about = {"stage": trainer.state.fn, "command": command, "ckpt_path": trainer.ckpt_path}
+    JsonLines(path).append([about | numbers])
+    print_text(f"{path}\n")
 
 
 def report_validated(

@@ -50,7 +50,7 @@ from lit_rlhf.cli.refusals import (
     refused_by,
     sentence,
 )
-from lit_rlhf.cli.results import PREDICTIONS, WritePredictions, report_validated
+from lit_rlhf.cli.results import PREDICTIONS, WritePredictions, keep_evaluation, report_validated
 from lit_rlhf.cli.shipped import with_found_configs
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.internals.jsonargparse import flat_options, read_none_as_null
@@ -249,9 +249,15 @@ class TrainingCLI(CommandLineWins):
         callbacks_of(self.trainer).append(WritePredictions())
 
     def after_validate(self) -> None:
-        """Write the page of `evaluate-reward` into the run's directory, where a reward model's rows name subsets."""
+        """Keep the numbers in the run's directory; and the page of `evaluate-reward`, where rows name subsets."""
+        self.after_test()
         if self.config[self.subcommand].trainer.default_root_dir is not None:
             report_validated(self.trainer, self.model, self.datamodule, self.command)
+
+    def after_test(self) -> None:
+        """Keep the numbers in the run's directory."""
+        if self.config[self.subcommand].trainer.default_root_dir is not None:
+            keep_evaluation(self.trainer, self.command)
 
     def _callback(self, kind: type[Kind], *args: Any, place: int | None = None) -> Kind:
         """The trainer's callback of a class, added where there is none: behind the others, or at a place."""

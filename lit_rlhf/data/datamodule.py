@@ -292,7 +292,8 @@ class BranchedDataModule(LightningDataModule, ABC):
                 raise DataError(
                     f"val_fraction {self.val_fraction} splits the {len(rows)} rows of {self.sources['train']} into "
                     f"{len(train)} to train on and {len(val)} to validate on: their prompts are too few. Give more "
-                    "rows, another val_fraction or split_seed, or a source for `val`."
+                    "rows, another val_fraction or split_seed, or a source for `val`; or validate on nothing: "
+                    "val_fraction 0."
                 )
             self.rows |= {"train": train, "val": val}
         if stage in (None, "fit") and "train" in self.rows:

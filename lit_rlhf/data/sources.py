@@ -95,9 +95,15 @@ class HubSource(Source):
                 self.name, self.config, split=self.split, revision=self.revision
             )
         except Exception as error:
+            here = Path(self.name).is_dir()  # `datasets` looks nowhere else then
+            asked = (
+                "It is a directory on this machine: does it hold data files?"
+                if here
+                else "Is the name right, and is the hub (or the local cache, when offline) reachable?"
+            )
             raise DataError(
-                f"Can't load the data set {self}: {' '.join(str(error).split())[:400]}. Is the name right, and is the "
-                "hub (or the local cache, when offline) reachable? Files on this machine are read by FileSource."
+                f"Can't load the data set {self}: {' '.join(str(error).split())[:400]}. {asked} "
+                "Files on this machine are read by FileSource."
             ) from error
 
     def __str__(self) -> str:

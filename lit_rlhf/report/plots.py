@@ -74,7 +74,7 @@ def histogram(
         title: Of the plot.
         groups: Values by name, or how often each value occurs; what isn't finite is left out.
         x: What the values are.
-        bins: Number of bars.
+        bins: Number of bars; at most as many where all values are whole, so that each bar holds as many of them.
         caption: How to read it.
     """
     finite = {
@@ -85,7 +85,11 @@ def histogram(
     low, high = (min(every), max(every)) if every else (0.0, 1.0)
     if low == high:  # one bar, around the one value
         low, high, bins = low - 0.5, high + 0.5, 1
-    width = (high - low) / bins or 1.0
+    elif all(float(value).is_integer() for value in every):
+        each = math.ceil((high - low + 1) / bins)
+        bins = math.ceil((high - low + 1) / each)
+        high = low + each * bins
+    width = (high - low) / bins
     rows, counted = [], {}
     for name, values in finite.items():
         counts = [0] * bins

@@ -91,6 +91,20 @@ def test_what_has_no_subset_has_no_page(tiny_model_dir: Path, tmp_path: Path) ->
     assert not (tmp_path / "run" / "reward.html").exists()
 
 
+def test_each_evaluation_adds_a_line(tiny_model_dir: Path, tmp_path: Path) -> None:
+    rows = of_file(write_jsonl(tmp_path / "rows.jsonl", tiny_preferences(8)))
+    logged = validate(tmp_path, tiny_model_dir, {"val": rows, "test": rows})
+    start(TrainingCLI, ["test", "-c", str(tmp_path / "run.yaml"), "--trainer.limit_test_batches=2"])
+    start(TrainingCLI, ["test", "-c", str(tmp_path / "run.yaml"), "--trainer.fast_dev_run=true"])
+    lines = (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()
+    of_val, of_test = map(json.loads, lines)
+    assert {name: of_val[name] for name in logged} == logged
+    assert (of_val["stage"], of_val["ckpt_path"]) == ("validate", None)
+    assert of_test["stage"] == "test"
+    assert of_test["test/loss"] == pytest.approx(logged["val/loss"])
+    assert of_test["command"].endswith("--trainer.limit_test_batches=2")
+
+
 def test_a_mixture_is_told_where_to_look(
     tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,6 +73,13 @@ def test_a_dry_run_exports_nothing(tmp_path: Path) -> None:
     assert not fit(tmp_path, fast_dev_run=1).exists()
 
 
+@pytest.mark.parametrize("options", [{"max_epochs": 0}, {"limit_train_batches": 0}])
+def test_what_was_not_trained_is_not_exported(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.warns(UserWarning, match="nothing is exported, for no iteration was done"):
+        fit(tmp_path, **options)
+    assert "export" not in content(tmp_path)
+
+
 def test_modules_and_strategies_that_cannot_export_are_refused(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, [ExportModel(str(tmp_path / "export"))])
     with pytest.raises(ConfigurationError, match="Module has no export method"):

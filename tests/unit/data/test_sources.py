@@ -226,6 +226,9 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         DirectorySource(str(tmp_path)).fingerprint()
     with pytest.raises(DataError, match=r"Can't load the data set .*nowhere\[train\].*FileSource"):
         HubSource(str(tmp_path / "nowhere")).load()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty\[train\]: .*does it hold data files\? Files on"):
+        HubSource(str(tmp_path / "empty")).load()
 
 
 def test_a_split_must_be_named_where_there_are_several(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
+
 from lit_rlhf.report import (
     Code,
     Figures,
@@ -100,6 +102,16 @@ def test_equal_values_are_one_bar_around_them() -> None:
         *((6.5, 7.5, 3, "a"), (7.5, 7.5, 0, "a")),
         *((6.5, 7.5, 1, "b"), (7.5, 7.5, 0, "b")),
     ]
+
+
+@pytest.mark.parametrize(("last", "held"), [(99, 4), (30, 2), (29, 1), (3, 1)])
+def test_bars_of_whole_numbers_hold_equally_many(last: int, held: int) -> None:
+    plot = histogram("a", {"a": range(last + 1)}, x="a")
+    *rows, end = plot.spec["data"]["values"]
+    assert [row["to"] - row["x"] for row in rows] == [held] * len(rows)
+    assert {row["y"] for row in rows[:-1]} == {held}, "each of its numbers once"
+    assert sum(row["y"] for row in rows) == last + 1
+    assert (rows[0]["x"], end["y"]) == (0, 0)
 
 
 def test_long_curves_keep_their_extremes() -> None:
