@@ -76,6 +76,18 @@ def test_when_no_server_is_left_each_is_named(fakes: Any, backbone: Backbone) ->
     assert all(loopback.url in str(caught.value) for _, loopback in fakes)
 
 
+def test_one_that_was_left_out_keeps_its_own_reason(fakes: Any, backbone: Backbone) -> None:
+    engine = engine_on(fakes)
+    sample(engine, backbone)
+    (first, at), (second, _) = fakes
+    first.down = True
+    sample(engine, backbone)
+    second.die_after = len(second.completions) + 3
+    with pytest.raises(ServiceError, match=at.url) as caught:
+        sample(engine, backbone)
+    assert "doesn't answer" not in str(caught.value)
+
+
 def revive(fake: FakeServer, model_dir: Path) -> None:
     fake.vllm = FakeServer(model_dir).vllm
     fake.die_after, fake.down = None, False
