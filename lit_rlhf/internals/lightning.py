@@ -3,6 +3,7 @@
 import inspect
 import logging
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -111,9 +112,9 @@ def save_hyperparameters(owner: Any, *args: Any, **options: Any) -> None:
 
     Its `_set_hparams` must call `set_hyperparameters`.
     """
-    own = inspect.currentframe()
-    called = own and own.f_back  # owner.save_hyperparameters; whose caller has the arguments
-    options["frame"] = options.get("frame") or (called and called.f_back)
+    # The caller of owner.save_hyperparameters has the arguments. A frame in its own variable is a circle: it would keep
+    # what all callers hold, such as loaders with their workers, until garbage is looked for.
+    options["frame"] = options.get("frame") or sys._getframe(2)
     owner._objects = {}
     HyperparametersMixin.save_hyperparameters(owner, *args, **options)
     owner.hparams.update(owner._objects)

@@ -1,6 +1,8 @@
 """`load_from_checkpoint` of modules built in Python: what it asks for, and that it gives the module back."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -204,3 +206,25 @@ def test_objects_of_ones_own_are_not_copied(tiny_model_dir: Path, tmp_path: Path
     kept = torch.load(tmp_path / "own.ckpt", weights_only=True)
     assert "reward" not in kept["hyper_parameters"]
     assert "train" not in kept["datamodule_hyper_parameters"]
+
+
+class Held:
+    """What a caller has in a variable."""
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: PreferenceModule(ModelSpec("a/model"), DPO()), lambda: OwnData(object(), "m")]
+)
+def test_what_the_caller_held_is_let_go_without_a_search_for_garbage(
+    make: Callable[[], Any],
+) -> None:
+    def call() -> weakref.ref[Held]:
+        held = Held()
+        make()
+        return weakref.ref(held)
+
+    gc.disable()
+    try:
+        assert call()() is None
+    finally:
+        gc.enable()
