@@ -1,8 +1,8 @@
 """lit_rlhf and its peers on the same work, side by side: `python benchmarks/compare.py [--quick]`.
 
-Each workload runs in fresh processes, peer and lit_rlhf in turn (A B A B); what is printed are ratios of medians. Runs
-are kept under the work directory, so that an interrupted comparison goes on where it stopped; `--fresh` forgets them.
-docs/PERFORMANCE.md says what each side is told.
+Each workload runs in fresh processes, in which peer and lit_rlhf work in turns, a step each; what is printed are ratios
+of medians. Runs are kept under the work directory, so that an interrupted comparison goes on where it stopped;
+`--fresh` forgets them. docs/PERFORMANCE.md says what each side is told.
 """
 
 import argparse

@@ -1,8 +1,9 @@
-"""Runs both sides of workloads in turn, each run in a fresh process, and keeps what was measured."""
+"""Runs both sides of workloads in turns, each run in a fresh process, and keeps what was measured."""
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 from benchmarks.comparison.inputs import Inputs
 from benchmarks.comparison.ledger import Ledger, Measured, digest
 from benchmarks.comparison.workloads import GROUPS, Side, Workload, sides_of
+from benchmarks.peers import turns
 from benchmarks.peers.processes import ROOT, Run, measure
+from benchmarks.workloads.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,14 @@ class Runner:
         run = self.step(command, self.work / "logs" / "peak.log")
         return dict(run.result["peaks"])
 
-    def step(self, command: Sequence[str | Path], log: Path) -> Run:
+    def step(
+        self,
+        command: Sequence[str | Path],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> Run:
         """One process."""
-        return measure(command, log=log, threads=self.threads)
+        return measure(command, log=log, threads=self.threads, environment=environment)
 
     def timed(
         self, workloads: Sequence[Workload], pairs: int
@@ -53,12 +61,28 @@ class Runner:
         """By (group, side): `pairs` runs each; within a group the sides take turns."""
         found: dict[tuple[str, str], list[Measured]] = {}
         for group, sides in sides_of(workloads).items():
-            told = GROUPS[group].settings(self.quick)
-            for measured_side, measured in alternate(
-                sides, pairs, lambda side, i, g=group, t=told: self.one(g, side, t, str(i))
-            ):
-                found.setdefault((group, measured_side.key), []).append(measured)
+            for pair in range(pairs):
+                measured = self.together(group, sides, str(pair))
+                for side, each in zip(sides, measured, strict=True):
+                    found.setdefault((group, side.key), []).append(each)
         return found
+
+    def together(self, group: str, sides: Sequence[Side], suffix: str) -> list[Measured]:
+        """A run of each side, those of them at once that haven't been made: they work in turns, a step each."""
+        told = GROUPS[group].settings(self.quick)
+        missing = [side.key for side in sides if self._kept(group, side, told, suffix) is None]
+        file = self.work / "turns"
+        told_turns = dict(zip(missing, turns.begin(file, missing), strict=True))
+        with ThreadPoolExecutor(len(sides)) as pool:
+            runs = [
+                pool.submit(self.one, group, side, told, suffix, told_turns.get(side.key))
+                for side in sides
+            ]
+            try:
+                wait(runs, return_when=FIRST_EXCEPTION)
+            finally:
+                file.unlink()  # those that are still there wait for one that failed
+        return [run.result() for run in runs]
 
     def judged(self, workloads: Sequence[Workload]) -> dict[tuple[str, str], Measured]:
         """By (group, side): the runs by which the sides' work is compared, where the timed ones don't tell."""
@@ -88,34 +112,41 @@ class Runner:
             measured = self.ledger.get(name, told, work)
             of_side[0].result["regret"] = measured.result["mean"]
 
-    def one(self, group: str, side: Side, told: dict[str, Any], suffix: str) -> Measured:
+    def one(
+        self,
+        group: str,
+        side: Side,
+        told: dict[str, Any],
+        suffix: str,
+        environment: Mapping[str, str] | None = None,
+    ) -> Measured:
         """One run, unless it has been made."""
-        settings = self.inputs.settings(group, told | side.options, self.threads)
+        name, recipe, settings = self._recipe(group, side, told, suffix)
+        fresh = self.ledger.find(name, recipe) is None
         python = (
             sys.executable if side.environment is None else str(side.environment.python(self.work))
         )
-        name = f"{group}-{side.key}-{suffix}"
-        recipe = {
-            "side": asdict(side),
-            "settings": asdict(settings),
-            "code": source_digest(ours=side.environment is None),
-        }
-        fresh = self.ledger.find(name, recipe) is None
         log = self.work / "logs" / f"{'quick' if self.quick else 'full'}-{name}.log"
         command = [python, "-m", side.module, settings.dumps()]
-        measured = self.ledger.get(name, recipe, lambda: self.step(command, log))
+        measured = self.ledger.get(name, recipe, lambda: self.step(command, log, environment))
         what = f"{measured.samples_per_second:.3g} samples/s, {measured.peak_gigabytes:.2f} GB"
         self.say(
             f"{name}: {what}, {measured.wall_seconds:.0f} s{'' if fresh else ' (kept from before)'}"
         )
         return measured
 
+    def _kept(self, group: str, side: Side, told: dict[str, Any], suffix: str) -> Measured | None:
+        name, recipe, _ = self._recipe(group, side, told, suffix)
+        return self.ledger.find(name, recipe)
 
-def alternate(
-    sides: Sequence[Side], pairs: int, run: Callable[[Side, int], Measured]
-) -> list[tuple[Side, Measured]]:
-    """A B A B: every side once, then every side again, so that a slow spell of the machine meets all of them."""
-    return [(side, run(side, i)) for i in range(pairs) for side in sides]
+    def _recipe(
+        self, group: str, side: Side, told: dict[str, Any], suffix: str
+    ) -> tuple[str, dict[str, Any], Settings]:
+        """Name, recipe and settings of a run."""
+        settings = self.inputs.settings(group, told | side.options, self.threads)
+        code = source_digest(ours=side.environment is None)
+        recipe = {"side": asdict(side), "settings": asdict(settings), "code": code}
+        return f"{group}-{side.key}-{suffix}", recipe, settings
 
 
 def source_digest(ours: bool) -> str:

@@ -3,7 +3,8 @@
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,13 @@ from benchmarks.comparison.machine import cpu_kind, cpu_model, machine
 from benchmarks.comparison.regret import regrets
 from benchmarks.comparison.report import tables
 from benchmarks.comparison.results import compare, ratio, utilisation
-from benchmarks.comparison.runner import Runner, alternate
-from benchmarks.comparison.workloads import GROUPS, WORKLOADS, Side, sides_of
+from benchmarks.comparison.runner import Runner
+from benchmarks.comparison.workloads import GROUPS, WORKLOADS, sides_of
 from benchmarks.human_sentiment.corpus import Sentence
 from benchmarks.human_sentiment.prepare import Recipe, build_rows, write_jsonl
 from benchmarks.markdown import insert
-from benchmarks.peers.processes import Run
+from benchmarks.peers import turns
+from benchmarks.peers.processes import Run, measure
 from benchmarks.workloads.rows import write_rows
 from lit_rlhf.testing.models import make_tiny_model
 from lit_rlhf.testing.tokenizers import make_tokenizer
@@ -63,15 +65,6 @@ def test_sides_take_turns_and_a_peer_of_two_comparisons_runs_once() -> None:
     sides = sides_of(workloads)
     assert [side.key for side in sides["ppo"]] == ["trl", "lit", "lit-defaults"]
     assert [side.key for side in sides["dpo"]] == ["trl", "lit"]
-    order: list[tuple[str, int]] = []
-
-    def note(side: Side, i: int) -> Measured:
-        order.append((side.key, i))
-        return run(1.0)
-
-    found = alternate(sides["dpo"], 2, note)
-    assert order == [("trl", 0), ("lit", 0), ("trl", 1), ("lit", 1)]
-    assert [side.key for side, _ in found] == ["trl", "lit", "trl", "lit"]
 
 
 @pytest.mark.parametrize(
@@ -225,9 +218,14 @@ def test_longer_runs_are_made_in_full_comparisons_alone(tmp_path: Path) -> None:
     said: list[str] = []
 
     class Tiny(Runner):
-        def step(self, command: Sequence[str | Path], log: Path) -> Run:
+        def step(
+            self,
+            command: Sequence[str | Path],
+            log: Path,
+            environment: Mapping[str, str] | None = None,
+        ) -> Run:
             result = 'RESULT {"seconds": [0.5], "samples": 4, "curve": [1.0]}'
-            return super().step([sys.executable, "-c", f"print('{result}')"], log)
+            return super().step([sys.executable, "-c", f"print('{result}')"], log, environment)
 
     workloads = [WORKLOADS["rloo"], WORKLOADS["generate"]]
     for quick, names in ((True, []), (False, ["rloo-trl-judged", "rloo-lit-judged"])):
@@ -281,21 +279,28 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path: Path) -> N
     workload, said, broken = WORKLOADS["rloo"], [], [False]
 
     class Tiny(Runner):
-        def step(self, command: Sequence[str | Path], log: Path) -> Run:
+        def step(
+            self,
+            command: Sequence[str | Path],
+            log: Path,
+            environment: Mapping[str, str] | None = None,
+        ) -> Run:
             if "lit-1" in log.name and broken[0]:
                 raise KeyboardInterrupt
             result = 'RESULT {"seconds": [0.5], "samples": 4, "curve": [1.0]}'
-            return super().step([sys.executable, "-c", f"print('{result}')"], log)
+            return super().step([sys.executable, "-c", f"print('{result}')"], log, environment)
 
     runner = Tiny(tmp_path, Inputs(tmp_path, tmp_path, (2,)), 1, quick=True, say=said.append)
     broken[0] = True
     with pytest.raises(KeyboardInterrupt):
         runner.timed([workload], 2)
-    assert [line.split(":")[0] for line in said] == ["rloo-trl-0", "rloo-lit-0", "rloo-trl-1"]
+    done = ["rloo-lit-0", "rloo-trl-0", "rloo-trl-1"]
+    assert sorted(line.split(":")[0] for line in said) == done
     said.clear()
     broken[0] = False
     runs = runner.timed([workload], 2)
-    assert ["kept" in line for line in said] == [True, True, True, False]
+    assert sorted(line.split(":")[0] for line in said if "kept" in line) == done
+    assert len(said) == 4
     assert [run.samples_per_second for run in runs["rloo", "lit"]] == [8.0, 8.0]
     assert all(run.peak_bytes > 1e6 for side in runs.values() for run in side)
     kept = runner.one("rloo", workload.ours, GROUPS["rloo"].settings(quick=True) | {"lr": 9.0}, "0")
@@ -303,6 +308,62 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path: Path) -> N
     assert kept.samples_per_second == 8.0
     runner.ledger.forget()
     assert not list(runner.ledger.folder.glob("*.json"))
+
+
+STEPS = """
+import sys
+from pathlib import Path
+from benchmarks.peers import turns
+from benchmarks.peers import turns
+from benchmarks.peers.processes import report
+from benchmarks.workloads.shared import Clock
+
+turns.take()
+clock, log = Clock(), Path(sys.argv[1])
+Clock.now = lambda: len(log.read_text().split())  # steps of all
+for step in range(int(sys.argv[3])):
+    with log.open("a") as file:
+        file.write(f"{sys.argv[2]}{step} ")
+    if sys.argv[4:] == [str(step)]:
+        raise SystemExit("broken")
+    clock.tick()
+report({"seconds": clock.seconds})
+"""
+
+
+def test_processes_take_turns_by_steps(tmp_path: Path) -> None:
+    given = turns.begin(tmp_path / "turns", ["a", "b", "c"])
+    log = tmp_path / "log"
+
+    def go(name: str, steps: int, environment: Mapping[str, str]) -> Run:
+        command = [sys.executable, "-c", STEPS, log, name, str(steps)]
+        return measure(command, log=tmp_path / f"{name}.txt", environment=environment)
+
+    with ThreadPoolExecutor(3) as pool:
+        runs = list(pool.map(go, "abc", (3, 2, 4), given))
+    assert log.read_text().split() == ["a0", "b0", "c0", "a1", "b1", "c1", "a2", "c2", "c3"]
+    own = [run.result["seconds"] for run in runs]
+    assert own == [[1, 1], [1], [1, 1, 1]], "a step's time is its own"
+
+
+def test_where_one_fails_the_others_end(tmp_path: Path) -> None:
+    workload = WORKLOADS["rloo"]
+
+    class Breaking(Runner):
+        def step(
+            self,
+            command: Sequence[str | Path],
+            log: Path,
+            environment: Mapping[str, str] | None = None,
+        ) -> Run:
+            breaks = ["1"] * ("trl" in log.name)
+            steps = [sys.executable, "-c", STEPS, tmp_path / "log", "s", "99999", *breaks]
+            return super().step(steps, log, environment)
+
+    runner = Breaking(tmp_path, Inputs(tmp_path, tmp_path, (2,)), 1, quick=True)
+    with pytest.raises(RuntimeError, match="broken"):
+        runner.timed([workload], 1)
+    assert len((tmp_path / "log").read_text().split()) < 99999
 
 
 def test_the_cpu_is_named_with_what_matters_to_bfloat16() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks.peers.processes import report
 from benchmarks.workloads.generation import GREEDY_TOKENS, Ids, run
 from benchmarks.workloads.settings import Settings
+from benchmarks.workloads.shared import start
 
 _SETUP = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, its least: the keys and values of 64 sequences take 0.2
@@ -35,6 +36,7 @@ def main() -> None:
     from vllm import LLM, SamplingParams  # noqa: PLC0415 - reads the environment when imported
 
     settings = Settings.from_command_line()
+    start(settings)
     llm = LLM(
         model=settings.model,
         dtype=settings.dtype,

@@ -1,12 +1,12 @@
 """What the generation scripts share: prompts of token ids, the clock, and the check that all decode the same model."""
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.workloads.settings import Settings
+from benchmarks.workloads.shared import Clock
 
 Ids = list[list[int]]
 Generate = Callable[[Ids, int, bool], Ids]
@@ -20,16 +20,15 @@ GREEDY_TOKENS = 16
 def run(settings: Settings, generate: Generate) -> dict[str, Any]:
     """What to report of sampling `steps` batches of prompts, the first untimed, and of completing a few greedily."""
     prompts = read_prompts(settings.data, settings.batch * settings.steps)
-    seconds, lengths = [], []
+    clock, lengths = Clock(), []
     for step in range(settings.steps):
         batch = prompts[step * settings.batch : (step + 1) * settings.batch]
-        start = time.perf_counter()
         completions = generate(batch, step, False)
+        clock.tick()
         if step:
-            seconds.append(time.perf_counter() - start)
             lengths.append([len(completion) for completion in completions])
     return {
-        "seconds": seconds,
+        "seconds": clock.seconds,
         "samples": settings.batch,
         "tokens": [sum(row) for row in lengths],
         "lengths": lengths,

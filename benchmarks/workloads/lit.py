@@ -229,7 +229,7 @@ def main() -> None:
     trainer = quiet_trainer(timer, watch, gradient_clip_val=1.0 if offline else None)
     trainer.fit(build(settings), batches(settings))
     samples = settings.batch * settings.num_samples
-    result = {"seconds": watch.clock.seconds(), "samples": samples, "curve": watch.curve}
+    result = {"seconds": watch.clock.seconds, "samples": samples, "curve": watch.curve}
     result |= {"dtype": settings.dtype, "given": settings.given}
     if not settings.cpu:  # phases are timed by the wall
         result |= {"phases": watch.phases[1:], "flops": watch.flops[1:], "peaks": matmul_peaks()}

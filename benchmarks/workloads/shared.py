@@ -7,14 +7,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from benchmarks.peers import turns
 from benchmarks.workloads.settings import Settings
 
 
 def start(settings: Settings) -> None:
-    """Threads, clock and global seed."""
+    """Threads, clock and global seed; where others run at once, when it is this process's turn."""
     Clock.now = time.process_time if settings.cpu else time.perf_counter
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
+    turns.take()
 
 
 def fill_adapters(parameters: Iterable[tuple[str, torch.nn.Parameter]], seed: int) -> None:
@@ -38,17 +40,20 @@ def head_weight(width: int, seed: int) -> Tensor:
 
 
 class Clock:
-    """Seconds of each step but the first, from the end of one step to the end of the next, data loading included."""
+    """Seconds of each step but the first, from the end of one step to the end of the next, data loading included.
+
+    Where processes take turns, a step begins when the turn is there again.
+    """
 
     now: ClassVar[Callable[[], float]] = time.perf_counter
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.seconds: list[float] = []
+        self._begun: float | None = None
 
     def tick(self) -> None:
         """A step has ended."""
-        self.ends.append(Clock.now())
-
-    def seconds(self) -> list[float]:
-        """Of each step after the first."""
-        return [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
+        if self._begun is not None:
+            self.seconds.append(Clock.now() - self._begun)
+        turns.pass_on()
+        self._begun = Clock.now()

@@ -114,7 +114,7 @@ def main() -> None:
     )
     fill_adapters(trainer.model.named_parameters(), settings.seed)
     trainer.train()
-    result = {"seconds": watch.clock.seconds(), "samples": settings.batch, "curve": watch.curve}
+    result = {"seconds": watch.clock.seconds, "samples": settings.batch, "curve": watch.curve}
     report(result | {"dtype": settings.dtype, "given": settings.given})
 
 

@@ -62,7 +62,7 @@ def main() -> None:
     build(settings, tokenizer_with_padding(settings.model), watch, reward).train()
     samples = settings.batch * settings.num_samples
     tokens = [length * samples for length in watch.lengths[1:]]
-    result = {"seconds": watch.clock.seconds(), "samples": samples, "curve": watch.curve}
+    result = {"seconds": watch.clock.seconds, "samples": samples, "curve": watch.curve}
     report(result | {"tokens": tokens})
 
 

@@ -77,7 +77,7 @@ def main() -> None:
     counts = count_tokens(tokenizer.pad_token_id)
     recompute = "recompute" in sys.argv[2:]
     build(settings, tokenizer, watch, gradient_checkpointing=recompute).train()
-    result = {"seconds": watch.clock.seconds(), "samples": settings.batch, "curve": watch.curve}
+    result = {"seconds": watch.clock.seconds, "samples": settings.batch, "curve": watch.curve}
     report({**result, "tokens": counts[1 : settings.steps]})
 
 
