@@ -91,10 +91,13 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, object]]) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-    )
+    path.write_text(to_jsonl(rows), encoding="utf-8")
     return path
+
+
+def to_jsonl(rows: Iterable[Mapping[str, object]]) -> str:
+    """What `write_jsonl` writes."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _prompt(index: int, seed: int) -> str:

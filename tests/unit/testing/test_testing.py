@@ -13,6 +13,7 @@ from lit_rlhf.testing import (
     make_tiny_model,
     make_tokenizer,
     make_word_tokenizer,
+    tiny,
     tiny_config,
     tiny_demonstrations,
     tiny_preferences,
@@ -117,6 +118,19 @@ def test_command_writes_what_transformers_loads(tmp_path: Path) -> None:
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
     assert tokenizer.chat_template == make_tokenizer().chat_template
     assert tokenizer("the end<eos>")["input_ids"] == make_tokenizer()("the end<eos>")["input_ids"]
+
+
+def test_rows_of_ones_own_are_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.main([str(tmp_path)])
+    tiny.main([str(tmp_path)])  # the same again
+    assert str(tmp_path / "preferences.jsonl") in capsys.readouterr().out
+    (tmp_path / "preferences.jsonl").write_text("mine\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit, match=r"preferences\.jsonl is there .* other rows"):
+        tiny.main([str(tmp_path)])
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("make", [tiny_prompts, tiny_preferences, tiny_demonstrations])
