@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lit_rlhf.errors import FileError
@@ -29,7 +29,7 @@ def write_tiny_world(directory: str | Path, *, rows: int = 64, seed: int = 0) ->
         FileError: A file of another content has one of the names; nothing is written then.
     """
     root = Path(directory)
-    data = {
+    data: dict[str, Sequence[Mapping[str, object]]] = {
         "demonstrations.jsonl": tiny_demonstrations(rows, seed),
         "preferences.jsonl": tiny_preferences(rows, seed),
         "rankings.jsonl": tiny_rankings(rows, seed),
