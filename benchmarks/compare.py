@@ -62,7 +62,12 @@ def main(args: Sequence[str] | None = None) -> None:
     runs = runner.timed(workloads, options.pairs)
     runner.judge_generations(runs)
     judged = runner.judged(workloads)
-    walls = [run.wall_seconds for of_side in (*runs.values(), judged.values()) for run in of_side]
+    walls = [run.wall_seconds for run in judged.values()]
+    for group in dict.fromkeys(group for group, _ in runs):  # its sides run at once
+        pairs = zip(
+            *(each for (of_group, _), each in runs.items() if of_group == group), strict=True
+        )
+        walls += [max(run.wall_seconds for run in pair) for pair in pairs]
     results["seconds"] = {"environments": prepared, "runs": sum(walls)}
     results["workloads"] = {
         workload.name: compare(workload, runs, judged, options.dtype) for workload in workloads
@@ -70,6 +75,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if options.cpu:
         for entry in results["workloads"].values():
             entry["unit"] = entry["unit"].replace("/s", "/CPU s")
+            entry["utilisation"] = {}  # phases are in wall seconds
     text = tables(results)
     print(f"\n{text}")
     if options.json is not None:
