@@ -2,7 +2,6 @@
 
 import ast
 import builtins
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -84,7 +83,8 @@ def _is_left(method: ast.FunctionDef) -> bool:
     return "NotImplementedError" in names and not method.name.startswith("__")
 
 
-def described_classes(package: str) -> Iterator[tuple[str, str]]:
+@cache
+def described_classes(package: str) -> list[tuple[str, str]]:
     """Classes of one of the library's packages that can be built, with the first line of their docstrings.
 
     By name, acronyms first. Left out are errors, and classes with a method that is left to subclasses.
@@ -92,10 +92,15 @@ def described_classes(package: str) -> Iterator[tuple[str, str]]:
     home = f"lit_rlhf.{package}"
     imports = [node for node in _tree(home).body if isinstance(node, ast.ImportFrom)]
     names = {each.asname or each.name for node in imports for each in node.names}
-    for name in sorted(names, key=lambda name: (not name.isupper(), name)):
-        found = find_class(home, name)
-        if found is not None and not found.is_error and not found.is_open:
-            yield name, found.summary
+    found = [
+        (name, find_class(home, name))
+        for name in sorted(names, key=lambda name: (not name.isupper(), name))
+    ]
+    return [
+        (name, kind.summary)
+        for name, kind in found
+        if kind is not None and not kind.is_error and not kind.is_open
+    ]
 
 
 @cache

@@ -7,7 +7,7 @@ which `targets.token_optimum` solves.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
@@ -50,9 +50,9 @@ class GroupMethod:
     best: Callable[[TabularWorld, int], Tensor]
     astray: Sequence[tuple[int, int]] = ()
 
-    def case(self, name: str, world: TabularWorld, group: int) -> PolicyCase:
+    def case(self, name: str, world: TabularWorld, group: int, best: Tensor) -> PolicyCase:
         """The row."""
-        make, best = partial(self.make_module, num_samples=group), self.best(world, group)
+        make = partial(self.make_module, num_samples=group)
         training: Training = "descend" if (world.depth, group) in self.astray else "follow"
         return PolicyCase(name, self.text, world, make, best, group=group, training=training)
 
@@ -82,21 +82,23 @@ def group_methods() -> dict[str, GroupMethod]:
 def group_cases() -> list[PolicyCase]:
     """Each method in each world with groups of each size."""
     worlds = {"bandit": bandit(3), "tree": tree()}
+    solved = cache(lambda best, where, group: best(worlds[where], group))  # of several methods one
     return [
-        method.case(f"{name} ({where}, G={group})", world, group)
+        method.case(f"{name} ({where}, G={group})", world, group, solved(method.best, where, group))
         for name, method in group_methods().items()
         for where, world in worlds.items()
         for group in (2, 3)
     ]
 
 
-def mean_normalized_advantages(rewards: Tensor, policy: Tensor, group: int) -> Tensor:
-    r"""$E[A(y)]$ (Y,) of scores normalised in a group with G - 1 others of the policy."""
+def mean_normalized_advantages(rewards: Tensor, group: int) -> targets.Function:
+    r"""From a policy to $E[A(y)]$, both (Y,), of scores normalised in a group with G - 1 others of the policy."""
     groups = torch.tensor(list(product(range(len(rewards)), repeat=group)))
     groups = groups.view(len(rewards), -1, group)  # (Y, groups that begin with y, G)
     centered = rewards[groups] - rewards[groups].mean(-1, keepdim=True)
     spread = (centered.square().sum(-1) / (group - 1)).sqrt()
-    return (policy[groups[..., 1:]].prod(-1) * centered[..., 0] / (spread + _EPS)).sum(-1)
+    others, advantages = groups[0, :, 1:], centered[..., 0] / (spread + _EPS)
+    return lambda policy: advantages @ policy[others].prod(-1)
 
 
 def _exact(world: TabularWorld, group: int) -> Tensor:
@@ -111,25 +113,25 @@ def shrunk_optimum(world: TabularWorld, group: int, beta: float = BETA) -> Tenso
 
 def ranked_optimum(world: TabularWorld, group: int, beta: float = BETA) -> Tensor:
     """Of normalised scores and a sum over tokens."""
+    advantages = mean_normalized_advantages(world.rewards, group)
 
     def slope(u: Tensor) -> Tensor:
         policy = world.reference * u.exp()
-        return -policy * (mean_normalized_advantages(world.rewards, policy, group) - beta * u)
+        return -policy * (advantages(policy) - beta * u)
 
     return targets.anchored_optimum(world.reference, slope, flow=200)
 
 
 def per_token_optimum(world: TabularWorld, group: int, beta: float = BETA) -> Tensor:
     """Of normalised scores and a mean over the tokens of each completion."""
-    ref = _token_logprobs(world)
+    ref, advantages = _token_logprobs(world), mean_normalized_advantages(world.rewards, group)
 
     def slope(logprobs: Tensor) -> Tensor:
         policy, u = logprobs.sum(-1).exp(), logprobs - ref
-        advantages = mean_normalized_advantages(world.rewards, policy, group)
         k3 = (-u).exp() - 1 + u
         # A token's own k3, and that of it and all later ones, which it leads to.
         penalty = 1 - (-u).exp() + k3.flip(-1).cumsum(-1).flip(-1)
-        return (policy / world.lengths)[:, None] * (beta * penalty - advantages[:, None])
+        return (policy / world.lengths)[:, None] * (beta * penalty - advantages(policy)[:, None])
 
     return targets.token_optimum(world.completions, world.reference, slope, flow=200)
 

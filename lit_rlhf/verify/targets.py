@@ -206,7 +206,10 @@ def _follow_and_solve(residual: Function, logits: Tensor, flow: int) -> Tensor:
             break
     for _ in range(8):
         jacobian: Tensor = torch.autograd.functional.jacobian(residual, logits)
-        logits = logits - torch.linalg.solve(jacobian, residual(logits))
+        step = torch.linalg.solve(jacobian, residual(logits))
+        logits = logits - step
+        if step.abs().max() < 1e-12:  # the next one would be of its square
+            break
     return logits
 
 
@@ -266,6 +269,8 @@ def _bisect(rising: Function, low: Tensor, high: Tensor) -> Tensor:
     """Roots of functions that are below 0 at `low` and above at `high`, elementwise."""
     for _ in range(200):
         middle = (low + high) / 2
+        if ((middle == low) | (middle == high)).all():  # no number lies between
+            break
         above = rising(middle) > 0
         low, high = torch.where(above, low, middle), torch.where(above, middle, high)
     return (low + high) / 2
