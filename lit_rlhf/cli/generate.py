@@ -15,6 +15,8 @@ from lit_rlhf.cli import selection
 from lit_rlhf.cli.functions import REQUEST, Special
 from lit_rlhf.cli.output import (
     refuse_input,
+    require_columns,
+    say_written,
     set_aside,
     writable_rows,
     write_rows,
@@ -118,6 +120,8 @@ def generate(
     )
     refuse_input(output, source)
     rows = _rows(source, completion_column if keep == "self_play" else None)
+    if prompt_template is None:
+        require_columns(source, rows, {"--prompt_column": prompt_column})
     actor = _actor(model, reward, engine, sampling, reference, dtype, seed)
     if prompt_template is not None:
         source = _templated(rows, prompt_column, prompt_template, actor.backbone.tokenizer)
@@ -151,6 +155,7 @@ def generate(
         sys.stderr.write(f"{without} of {len(rows)} prompts are left out: {why}.\n")
     write_rows(kept, output)
     unfinished.forget()
+    say_written(len(kept), output)
 
 
 def _rows(source: Source, demonstration: str | None) -> list[dict[str, Any]]:

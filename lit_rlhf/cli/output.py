@@ -119,6 +119,22 @@ def writable_rows(source: "Source") -> list[dict[str, Any]]:
     return rows
 
 
+def require_columns(
+    source: "Source", rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
+) -> None:
+    """Before any work: refuse rows none of which has a column, by the option that names it.
+
+    Raises:
+        ConfigurationError: One is missing.
+    """
+    there = dict.fromkeys(name for row in rows for name in row)
+    for option, name in columns.items():
+        if rows and name not in there:
+            raise ConfigurationError(
+                f"{source} has no column {name!r}, but {', '.join(there)}: name yours by {option} COLUMN."
+            )
+
+
 def set_aside(rows: Sequence[dict[str, Any]], written: Collection[str]) -> list[dict[str, Any]]:
     """Rows whose columns of names that are written anew go on under another one, `NAME_before`; which, is said."""
     taken = dict.fromkeys(name for row in rows for name in row)
@@ -146,6 +162,12 @@ def write_rows(rows: Iterable[Mapping[str, Any]], output: Path | None) -> None:
         temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
     ):
         file.writelines(lines)
+
+
+def say_written(count: int, output: Path | None) -> None:
+    """How many rows went into a file, on standard error."""
+    if output is not None:
+        sys.stderr.write(f"{count} rows: {output}\n")
 
 
 def _text(value: Any) -> str:

@@ -1,25 +1,34 @@
 """`lit-rlhf score`: a reward model as a command."""
 
+import math
+import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.cli.functions import REQUEST, Special
 from lit_rlhf.cli.output import (
     refuse_input,
+    require_columns,
+    say_written,
     set_aside,
     writable_rows,
     write_rows,
 )
 from lit_rlhf.cli.unfinished import as_learned, batches_left, unfinished_of
-from lit_rlhf.data import Demonstration, DemonstrationDataModule, RowsSource
+from lit_rlhf.data import Demonstration, DemonstrationDataModule, Format, RowsSource
 from lit_rlhf.data.sources import local_source
 from lit_rlhf.evaluation.scorers import Layout
-from lit_rlhf.models import evaluating
+from lit_rlhf.models import Backbone, evaluating
 from lit_rlhf.models.precision import default_device
 from lit_rlhf.models.specs import DTypeOption
 from lit_rlhf.prompt_form import warn_of_prompts
+from lit_rlhf.rewards.model import context_length
 from lit_rlhf.rewards.trained import TrainedReward
 
 SPECIAL: Special = {"request": REQUEST}
@@ -44,8 +53,8 @@ def score(
         model: An export, a checkpoint (.ckpt) of RewardModelModule, or a sequence classifier with one label.
         data: JSONL, JSON, CSV or Parquet with a prompt and a completion in each row, or a directory that `save_to_disk`
             of the datasets library wrote.
-        output: JSONL to write, the rows with a column `score`, null for an empty completion; default: standard output.
-            A `score` that they hold already goes on as `score_before`.
+        output: JSONL to write, the rows with a column `score`, null for an empty completion and what is longer than the
+            model reads; default: standard output. A `score` that they hold already goes on as `score_before`.
         prompt_column: Column of the prompt.
         completion_column: Column of the completion.
         layout: Prompts of plain text as chats, or as they stand. auto: as the model has learned them, and as they stand
@@ -57,23 +66,26 @@ def score(
     source = local_source(data)
     refuse_input(output, source)
     every = writable_rows(source)
+    named = {"--prompt_column": prompt_column, "--completion_column": completion_column}
+    require_columns(source, every, named)
     backbone = TrainedReward.read(model, None).load({"dtype": dtype})
     backbone.to(default_device())
     answered = [i for i, row in enumerate(every) if str(row.get(completion_column, "?")).strip()]
     asked = [row.get(prompt_column) for row in every]
     plain = Demonstration(prompt_column, completion_column)
-    rows = DemonstrationDataModule(
-        test=RowsSource([every[i] for i in answered]),
-        tokenizer=backbone.tokenizer,
-        format=as_learned(plain, layout, backbone, asked),
-        invalid="error",
-        too_long="error",
-        batch_size=batch_size,
-    )
+    format = as_learned(plain, layout, backbone, asked)
     unfinished = unfinished_of(output, request, every, backbone, "reward")
+    opened = partial(_opened, every, tokenizer=backbone.tokenizer, format=format, size=batch_size)
     if answered:
-        rows.prepare_data()
-        rows.setup("test")
+        fitting = _that_fit(opened(answered), answered, backbone)
+        if len(fitting) < len(answered):
+            sys.stderr.write(
+                f"{len(answered) - len(fitting)} of {len(every)} rows are longer than the {context_length(backbone)} "
+                "tokens that the model reads: they get no score (null).\n"
+            )
+        answered = fitting
+    if answered:
+        rows = opened(answered)
         warn_of_prompts(f"The reward model {model!r}", backbone.prompts, rows.prompt_form("test"))
         for batch in batches_left(rows.test_dataloader(), unfinished, "scoring"):
             on_device = move_data_to_device(batch, backbone.device)
@@ -84,3 +96,35 @@ def score(
     kept = set_aside(every, ["score"])
     write_rows(({**row, "score": scores.get(i)} for i, row in enumerate(kept)), output)
     unfinished.forget()
+    say_written(len(kept), output)
+
+
+def _opened(
+    every: Sequence[dict[str, Any]],
+    answered: Sequence[int],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    format: Format,
+    size: int,
+) -> DemonstrationDataModule:
+    """The rows that have an answer, tokenized."""
+    rows = DemonstrationDataModule(
+        test=RowsSource([every[i] for i in answered]),
+        tokenizer=tokenizer,
+        format=format,
+        invalid="error",
+        too_long="error",
+        batch_size=size,
+    )
+    rows.prepare_data()
+    rows.setup("test")
+    return rows
+
+
+def _that_fit(
+    rows: DemonstrationDataModule, answered: Sequence[int], backbone: Backbone
+) -> list[int]:
+    """Of the rows that have an answer those that the model reads whole."""
+    context = context_length(backbone) or math.inf
+    lengths = rows.rows["test"].lengths.tolist()
+    return [i for i, length in zip(answered, lengths, strict=True) if length <= context]

@@ -72,3 +72,39 @@ def test_ended_it_goes_on_behind_its_last_batch_if_all_is_the_same(
     (tmp_path / "out.jsonl").unlink()
     assert score(first, tmp_path) == found
     assert [value is None for value in found] == [not row["completion"] for row in ROWS]
+
+
+def test_what_is_longer_than_the_model_reads_has_no_score(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(export(tiny_model_dir, tmp_path / "model"))
+    long = {"prompt": "how? ", "completion": "good " * 600}  # in a model of 512 tokens
+    data = str(write_jsonl(tmp_path / "rows.jsonl", [ROWS[1], long, ROWS[0], ROWS[2]]))
+    output = tmp_path / "out.jsonl"
+    main(["score", "--model", model, "--data", data, "--output", str(output)])
+    first, none, empty, last = (row["score"] for row in read_lines(output))
+    said = capsys.readouterr().err
+    assert "1 of 4 rows are longer than the 512 tokens" in said
+    assert f"4 rows: {output}" in said
+    assert none is None and empty is None and first != last
+    alone = str(write_jsonl(tmp_path / "alone.jsonl", [ROWS[1]]))
+    main(["score", "--model", model, "--data", alone, "--output", str(tmp_path / "alone.out")])
+    assert read_lines(tmp_path / "alone.out")[0]["score"] == pytest.approx(first, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "missing", "option"),
+    [
+        (["score", "--data"], "prompt", "--prompt_column"),
+        (["score", "--prompt_column", "q", "--data"], "completion", "--completion_column"),
+        (["generate", "--prompts"], "prompt", "--prompt_column"),
+    ],
+)
+def test_a_column_of_another_name_is_asked_for(
+    words: list[str], missing: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_jsonl(tmp_path / "rows.jsonl", [{"q": "how? ", "a": "well"}]))
+    with pytest.raises(SystemExit):
+        main([*words, path, "--model", str(tmp_path)])
+    said = f"{path} has no column '{missing}', but q, a: name yours by {option} COLUMN."
+    assert said in capsys.readouterr().err
