@@ -1,8 +1,11 @@
 """Canonical records, what formats read them by, and the errors of rows that can't be turned into one."""
 
+import ast
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, ClassVar, Never, TypeAlias
@@ -26,6 +29,7 @@ OPTIONAL_FIELDS = {"margin": 0.0, "p_chosen": 1.0}
 """Fields that only some records have, and the value that says nothing beyond the order of the pair."""
 
 
+_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["']\s*:""")
 _ROLES = {
     "human": "user",
     **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "function_call"), "assistant"),
@@ -159,13 +163,16 @@ def read_text(row: Row, column: str) -> Text:
 def check_text(value: Any, column: str) -> Text:
     """Plain text, or messages with role and content, or ShareGPT's from and value; text parts of a content are joined.
 
-    A message by itself stands for a list of one.
+    A message by itself stands for a list of one. A list of messages may be written as text, as CSV files have it.
 
     Raises:
         InvalidRowError: It is neither, or a content is no text.
     """
     if isinstance(value, str):
-        return value
+        turns = _written_messages(value)
+        if turns is None:
+            return value
+        value = turns
     if isinstance(value, Mapping) and value.keys() & {"content", "value"}:
         value = [value]
     turns = list(value) if isinstance(value, list | tuple) else []
@@ -183,6 +190,18 @@ def check_text(value: Any, column: str) -> Text:
             f"got {type(value).__name__} {shorten(value)}; messages are a list of {{'role': ..., 'content': ...}}",
         )
     return [_message(turn, column) for turn in turns]
+
+
+def _written_messages(text: str) -> list[Any] | None:
+    """The messages that a text spells in JSON, or as Python writes them; None: it is text."""
+    if _MESSAGES.match(text) is None:
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            found: Any = parse(text.strip())
+            named = (isinstance(turn, dict) and turn.keys() & {"role", "from"} for turn in found)
+            return found if isinstance(found, list) and all(named) else None
+    return None
 
 
 def read_list(row: Row, column: str, least: int = 2) -> Sequence[Any]:

@@ -1,3 +1,5 @@
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -269,3 +271,25 @@ def test_equal_prompts_have_equal_keys_and_texts_without_prompt_their_own() -> N
     )
     assert Record([USER]).prompt_key() != Record([USER, GOOD]).prompt_key()
     assert Record("", ("a",)).prompt_key() != Record("", ("b",)).prompt_key()
+
+
+@pytest.mark.parametrize("write", [json.dumps, repr, lambda turns: f" {json.dumps(turns)}\n"])
+@pytest.mark.parametrize(("role", "content"), [("role", "content"), ("from", "value")])
+def test_messages_that_are_written_as_text_are_messages(
+    write: Callable[[Any], str], role: str, content: str
+) -> None:
+    """As CSV files hold them, by JSON or by pandas."""
+    turns = {
+        "prompt": [{role: "system", content: "Be brief."}, {role: "user", content: 'It\'s "é"?'}],
+        "chosen": [{role: "assistant", content: "Yes.\n[1]"}],
+        "rejected": [{role: "assistant", content: "No."}],
+    }
+    written = {name: write(each) for name, each in turns.items()}
+    assert ExplicitPrompt()(written) == ExplicitPrompt()(turns)
+    for text in (
+        '[{"role": "user", "content": ',
+        "[{'role': x}]",
+        '[{"role": 1}, 2]',
+        '[{"a": 1}]',
+    ):
+        assert Demonstration()({"prompt": text, "completion": text})[0].prompt == text
