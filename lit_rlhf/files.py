@@ -344,4 +344,5 @@ def near_path(path: str | Path) -> str:
         return ""
     names = [each.name for each in found]
     close = get_close_matches(place.name, names, n=1, cutoff=0.75)
+    close = close or [name for name in names if name.partition(".")[0] == place.name]
     return f" Did you mean {Path(path).parent / close[0]}?" if close else ""

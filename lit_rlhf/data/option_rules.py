@@ -16,7 +16,10 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import is_number, is_text, is_whole
 
 _Rule: TypeAlias = tuple[Callable[[Any], bool], str]
-_SOURCE: _Rule = (lambda v: v is None or isinstance(v, Source), "a Source or left out")
+_SOURCE: _Rule = (
+    lambda v: v is None or isinstance(v, Source),
+    "a Source (of a file FileSource(path), of rows in Python RowsSource(rows), of the hub HubSource(name)) or left out",
+)
 _COUNT: _Rule = (lambda v: is_whole(v, 1), "a whole number of 1 or more")
 _LIMIT: _Rule = (lambda v: v is None or is_whole(v, 1), "a whole number of 1 or more, or left out")
 _SEED: _Rule = (is_whole, "a whole number")

@@ -8,6 +8,7 @@ from lit_rlhf.data.conversion import Source
 from lit_rlhf.data.readers import FileSource, hash_files, is_path
 from lit_rlhf.data.records import shorten
 from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.files import near_path
 from lit_rlhf.options import check_option, is_text
 
 
@@ -99,17 +100,22 @@ class HubSource(Source):
             asked = (
                 "It is a directory on this machine: does it hold data files?"
                 if here
-                else "Is the name right, and is the hub (or the local cache, when offline) reachable?"
+                else f"No such file or directory (looked in {Path.cwd()}).{near_path(self.name)} It was taken for a "
+                "name on the hub: is that right, and is the hub (or the local cache, when offline) reachable?"
             )
             raise DataError(
-                f"Can't load the data set {self}: {' '.join(str(error).split())[:400]}. {asked} "
-                "Files on this machine are read by FileSource."
+                f"Can't load the data set {self}: {asked} Files on this machine are read by FileSource. The cause: "
+                f"{' '.join(str(error).split())[:400].rstrip('.')}."
             ) from error
 
     def __str__(self) -> str:
         """Name, configuration, revision and split."""
         parts = [self.name, *(part for part in (self.config, self.revision) if part)]
         return f"{':'.join(parts)}[{self.split}]"
+
+
+_ROWS_OF = {"to_list": "to_list()", "to_dicts": "to_dicts()", "to_dict": "to_dict('records')"}
+"""How data sets of `datasets`, and frames of Polars and pandas, are told, and become lists of rows."""
 
 
 class RowsSource(Source):
@@ -129,6 +135,9 @@ class RowsSource(Source):
         given: object = rows
         valid = isinstance(given, list | tuple) and all(isinstance(row, Mapping) for row in given)
         allowed = "a list of mappings from column to value"
+        way = next((way for method, way in _ROWS_OF.items() if hasattr(given, method)), None)
+        if way is not None:
+            allowed += f": rows.{way} makes one of this {type(given).__name__}"
         check_option(valid, self, "rows", rows if valid else shorten(rows), allowed)
         check_option(is_text(name), self, "name", name, "text")
         self.rows = rows

@@ -19,6 +19,10 @@ CHECKPOINT_KEY = "lit_rlhf"
 CHECKPOINT_VERSION = 2
 _WAYS = {
     "ModelSpec": "Of a directory or a hub id it is ModelSpec(name=...).",
+    **dict.fromkeys(
+        ("PreferenceLoss", "RewardLoss"),
+        "Losses are classes of lit_rlhf.objectives; one of your own is a subclass of one of them.",
+    ),
     "Reward": "Of a function it is FunctionReward(function), of a reward model ModelReward(path).",
 }
 

@@ -1,10 +1,12 @@
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -15,10 +17,11 @@ from lit_rlhf.data import (
     FileSource,
     HubSource,
     InvalidRowError,
+    PreferenceDataModule,
     RowsSource,
     Source,
 )
-from lit_rlhf.errors import DataError
+from lit_rlhf.errors import ConfigurationError, DataError
 
 ROWS = [
     {"prompt": "NA", "n": 1},
@@ -217,6 +220,20 @@ def test_a_latin_1_file_is_read_when_told(tmp_path: Path) -> None:
     assert read(FileSource(str(tmp_path / "latin.jsonl"), encoding="latin-1")) == [{"a": "é"}]
 
 
+def test_rows_that_are_no_list_are_refused_with_the_way_to_one(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b"}]
+    for given, way in (
+        (Dataset.from_list(rows), "to_list()"),
+        (pandas.DataFrame(rows), "to_dict('records')"),
+    ):
+        with pytest.raises(ConfigurationError, match=re.escape(f"rows.{way} makes one")):
+            RowsSource(given)  # type: ignore[arg-type]
+        assert eval(f"rows.{way}", {"rows": given}) == rows
+    for given in ("a.jsonl", rows):
+        with pytest.raises(ConfigurationError, match=r"FileSource\(path\), of rows in Python Rows"):
+            PreferenceDataModule(given, tokenizer="t")
+
+
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"There is no file .*nowhere\.jsonl"):
         FileSource(str(tmp_path / "nowhere.jsonl")).fingerprint()
@@ -226,6 +243,9 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         DirectorySource(str(tmp_path)).fingerprint()
     with pytest.raises(DataError, match=r"Can't load the data set .*nowhere\[train\].*FileSource"):
         HubSource(str(tmp_path / "nowhere")).load()
+    (tmp_path / "pairs.jsonl").touch()
+    with pytest.raises(DataError, match=r"No such file .*Did you mean .*pairs\.jsonl\? It was"):
+        HubSource(str(tmp_path / "pairs")).load()
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty\[train\]: .*does it hold data files\? Files on"):
         HubSource(str(tmp_path / "empty")).load()
