@@ -121,7 +121,8 @@ class IterationCheckpoint(ModelCheckpoint):
                 f"trainer.max_steps={trainer.max_steps} with IterationCheckpoint: from a checkpoint at the end of an "
                 "epoch Lightning would enter that epoch once more (its issue 19617), and the rows would come in "
                 f"another order than in an unbroken run. Add StopAfter(steps={trainer.max_steps}) to trainer.callbacks "
-                "in its place, or set trainer.max_epochs."
+                f"in its place (--trainer.callbacks+ StopAfter --trainer.callbacks.steps {trainer.max_steps}), or set "
+                "trainer.max_epochs."
             )
         call_last(trainer, self)
         install_atomic_io(trainer)

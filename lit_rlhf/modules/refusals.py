@@ -270,7 +270,7 @@ def refuse_trainer_options(trainer: Trainer, stage: str, per_iteration: int) -> 
         raise ConfigurationError(
             f"trainer.max_steps={trainer.max_steps} counts optimizer steps, of which an iteration has {per_iteration}. "
             "Set trainer.max_epochs or trainer.limit_train_batches, or add StopAfter(iterations=...) to "
-            "trainer.callbacks."
+            "trainer.callbacks (--trainer.callbacks+ StopAfter --trainer.callbacks.iterations N)."
         )
     for callback in getattr(trainer, "checkpoint_callbacks", []):
         every = saves_every_n_steps(callback)

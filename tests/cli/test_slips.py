@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from lit_rlhf.cli import main
+from lit_rlhf.cli import early, main
 from lit_rlhf.cli.commands import COMMANDS
 from tests.cli.test_main import REWARD, refused, trained
+from tests.walks import walk
 
 __all__ = ["trained"]
 DDP = "lightning.pytorch.strategies.DDPStrategy"
@@ -122,6 +123,37 @@ def test_a_slip_is_compared_with_all_that_a_command_takes(
         with pytest.raises(SystemExit):
             main(["estimate", "-c", "sft/lora", option, "1"])
         assert f"Did you mean {meant}?" in capsys.readouterr().err
+
+
+VALUES = {
+    "gradient_checkpointing": "true",
+    "dtype": "float32",
+    "quantization": "nf4",
+    "precision": "bf16-mixed",
+    "model.loss": "BCO",
+    "run_dir": "elsewhere",
+    "logger": "false",
+    "data.val.path": "a.jsonl",
+    "format": "ImplicitPrompt",
+    "ckpt_path last": "",
+}  # else 1
+
+
+@pytest.mark.parametrize(
+    ("names", "ours", "recipes"), walk(early._OTHER_NAMES, *early._OTHER_NAMES[:3])
+)
+def test_what_others_call_an_option_is_answered_with_ours(
+    names: str, ours: str, recipes: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = (recipes or "dpo").split()[-1]
+    for name in names.split():
+        for command in (recipe, "fit"):
+            said = refused(capsys, [command, f"--{name}", "1"])
+            assert re.search(rf"(mean|or) --{re.escape(ours)}( or|\?)", said), said
+    value = next((value for end, value in VALUES.items() if ours.endswith(end)), "1")
+    with pytest.raises(SystemExit) as ended:
+        main([recipe, "--print_config", *f"--{ours} {value}".split()])
+    assert ended.value.code == 0
 
 
 def test_a_start_that_is_refused_leaves_a_run_as_it_was(
