@@ -28,6 +28,8 @@ from lit_rlhf.files import whole_file
 from lit_rlhf.tokenizers import load_tokenizer
 
 _BLUE, _GREEN, _PLAIN = "\033[34m", "\033[32m", "\033[0m"
+_HEAD, _TAIL = 2_000, 1_000  # tokens, or characters, of a text that is shown
+_TRIED = 64  # rows, until one can be used
 
 
 def show(
@@ -35,7 +37,7 @@ def show(
     tokenizer: str | None = None,
     kind: Kind | None = None,
     format: Format | None = None,
-    row: int = 1,
+    row: int | None = None,
     color: Literal["auto", "always", "never"] = "auto",
 ) -> None:
     """Name the format of a file and show a row: its prompt, and the answers, which are what is learned.
@@ -45,7 +47,8 @@ def show(
         tokenizer: Directory or hub id of a tokenizer: the row is shown token by token, as its model will see it.
         kind: What to read the rows as, where they can be several things. Default: what says most of them.
         format: The format; default: the one that reads the first rows.
-        row: Which row, counted from 1; of formats that read neighbouring rows together, which of these groups.
+        row: Which row, counted from 1; of formats that read neighbouring rows together, which of these groups. Default:
+            the first that can be used.
         color: Prompts blue and answers green: on a terminal, always, or never.
     """
     source = local_source(path)
@@ -54,9 +57,6 @@ def show(
     layout = recognition.layout_for(loaded)
     reading = recognition.read_as(rows, str(source), kind, format, layout)
     joined = grouped(source, reading.format)
-    shown = next(islice(joined.load(), row - 1, None), None) if row > 0 else None
-    if shown is None:
-        raise ConfigurationError(f"{source} has no row {row}; rows are counted from 1.")
     lines = [
         f"format: {recognition.spell(reading.format)}",
         f"kind:   {reading.kind}, for {recognition.MODULES[reading.kind]}",
@@ -68,17 +68,16 @@ def show(
             if each.kind != reading.kind
         ]
     paint = color == "always" or (color == "auto" and sys.stdout.isatty())
-    try:
-        records = reading.format(shown)
-        parts = [list(_parts(record, shown, loaded, paint=paint)) for record in records]
-    except InvalidRowError as error:
-        raise DataError(f"{joined.locate(row - 1)}: {error}.") from error
+    shown, records, parts = _row_to_show(joined, reading.format, loaded, row, paint=paint)
     if unread := unread_columns(reading.format, [shown]):
         lines.append(f"columns that are not read: {', '.join(unread)}")
     if reading.kind == "prompts" and format is None and records[0].columns:
+        answers = [each for each in recognition.MODULES if each not in ("prompts", "text")]
+        way = recognition.proposal(rows, answers, "--format")
         lines.append(
-            f"columns for the rewards: {', '.join(records[0].columns)}. If they are answers, name the format: "
-            "--format Ranked --format.completions COLUMN --format.scores COLUMN, for one."
+            f"columns for the rewards: {', '.join(records[0].columns)}. If they are answers, add "
+            + (way or "--format Ranked --format.completions COLUMN --format.scores COLUMN, for one")
+            + "."
         )
     lines += chain.from_iterable(["", *each] for each in parts)
     print_text("\n".join(lines) + "\n")
@@ -196,7 +195,7 @@ def _canonical(
                 yield canonical_row(each, reading.format, row)
             elif invalid == "error":
                 raise DataError(
-                    f"{source.locate(number)}: {each}. Mend it, or set invalid: drop."
+                    f"{source.locate(number)}: {each}. Mend it, or leave such rows out: --invalid drop."
                 ) from each
             else:
                 counts[each.reason] += 1
@@ -221,25 +220,62 @@ def _write_parquet(rows: Sequence[Mapping[str, Any]], output: Path, as_json: Seq
         ) from error
 
 
+def _row_to_show(
+    source: Source,
+    reader: Format,
+    tokenizer: PreTrainedTokenizerBase | None,
+    row: int | None,
+    *,
+    paint: bool,
+) -> tuple[Row, list[Record], list[list[str]]]:
+    """A row, its records and the lines that show them: the row that is asked for, or the first that can be used."""
+    refused: DataError | None = None
+    first = 0 if row is None else row - 1
+    last = _TRIED if row is None else max(row, 0)
+    for number, shown in enumerate(islice(source.load(), max(first, 0), last), first):
+        try:
+            records = reader(shown)
+            parts = [list(_parts(record, shown, tokenizer, paint=paint)) for record in records]
+        except InvalidRowError as error:
+            refused = refused or DataError(f"{source.locate(number)}: {error}.")
+            continue
+        if refused is not None:
+            parts.insert(0, [f"{source.locate(number)}, the first that can be used. {refused}"])
+        return shown, records, parts
+    raise refused or ConfigurationError(f"{source} has no row {row}; rows are counted from 1.")
+
+
 def _parts(
     record: Record, row: Row, tokenizer: PreTrainedTokenizerBase | None, *, paint: bool
 ) -> Iterator[str]:
     """Prompt and answers of a record, a line each: as text, or with a tokenizer as tokens."""
     names = part_names(record.fields, len(record.completions))
     if tokenizer is None:
-        shown = [("", _plain(text)) for text in (record.prompt, *record.completions)]
+        texts = (_plain(text) for text in (record.prompt, *record.completions))
+        shown = [("", "".join(_ends([*text], "characters"))) for text in texts]
     else:
         if options := template_options(row):
             record = replace(record, template=options)
         prompt, completions, _ = Encoder(tokenizer)(record)
         shown = [
-            (f"{len(ids)} tokens, ", "|".join(str(tokenizer.decode([index])) for index in ids))
+            (
+                f"{len(ids)} tokens, ",
+                "|".join(_ends([str(tokenizer.decode([index])) for index in ids], "tokens")),
+            )
             for ids in (prompt, *completions)
         ]
     for place, (name, (size, text)) in enumerate(zip(names, shown, strict=True)):
         color, what = (_GREEN, "learned") if place else (_BLUE, "not learned")
         line = f"{name} ({size}{what}): " + text.replace("\n", "\\n")
         yield f"{color}{line}{_PLAIN}" if paint else line
+
+
+def _ends(pieces: list[str], what: str) -> list[str]:
+    """All pieces of a text, or of a very long one its two ends."""
+    left_out = len(pieces) - _HEAD - _TAIL
+    if left_out <= 0:
+        return pieces
+    return [*pieces[:_HEAD], f" [... {left_out:,} {what} ...] ", *pieces[-_TAIL:]]
 
 
 def _plain(text: Any) -> str:

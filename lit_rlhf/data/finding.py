@@ -105,20 +105,21 @@ class FormatFinder:
         if named and not (others and any(map(self.usual.reads_row, named))):
             return self.usual
         columns = recognition.columns_of(rows)
+        wanted = [kind for kind, wrapper in self.takes.items() if wrapper is None]
         if others:
             kind, name = others[0].kind, recognition.spell(others[0].format)
-            wanted = next(kind for kind, wrapper in self.takes.items() if wrapper is None)
-            way = _IMITATE.get(kind, "") if wanted == "demonstrations" else ""
+            module = recognition.MODULES[kind]
+            way = _IMITATE.get(kind, "").format(name) if wanted[0] == "demonstrations" else ""
+            if not way and (found_way := recognition.proposal(rows, wanted, "--data.format")):
+                way = f"Or, if their names mean what they say, add {found_way}."
             raise ConfigurationError(
-                f"The rows of {what} are {kind}, read by {name}, and {self.module} needs {wanted}. Take "
-                f"{recognition.MODULES[kind]} for them. {way.format(name)} Their columns: {columns}."
+                f"The rows of {what} are {kind}, read by {name}, and {self.module} needs {wanted[0]}. Take {module} "
+                f"for them (--data.class_path {module}), with a module or loss for {kind}. {way}{way and ' '}"
+                f"Their columns: {columns}."
             )
-        near = recognition.nearest_formats(rows, self.usual)
         raise ConfigurationError(
             f"No format reads the rows of {what} as {self.module} needs them. Their columns: {columns}. "
-            f"Nearest: {near}. Set the data option `format` to one of these with the "
-            "names of your columns (--data.format ExplicitPrompt --data.format.prompt COLUMN ...), or give a Format of "
-            "your own."
+            f"{recognition.way_to_read(rows, wanted, '--data.format', self.usual)}"
         )
 
     def _wrapped(self, reading: recognition.Reading) -> Format:

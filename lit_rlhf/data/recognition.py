@@ -4,8 +4,9 @@ The choice is a function of the first rows, the kind of data and whether the tok
 each process and at each start. What is chosen is part of the cache's key.
 """
 
+import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from itertools import chain, islice
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.data import formats
 from lit_rlhf.data.conversion import Source, rows_of
-from lit_rlhf.data.formats import Format, group_rows
+from lit_rlhf.data.formats import Columns, Format, group_rows
 from lit_rlhf.data.records import (
     InvalidRowError,
     Record,
@@ -65,6 +66,31 @@ MODULES: dict[Kind, str] = {
 Layout = Literal["text", "chat", "transcript", "canonical"]
 """How text that is a conversation is read: as it stands, as messages, with the markers of transcripts, or as messages
 where it is question and answers, and transcripts as they stand."""
+_USUAL: dict[Kind, tuple[Columns, ...]] = {
+    "steps": (formats.Steps(),),
+    "pairs": (formats.ExplicitPrompt(),),
+    "rankings": (formats.Ranked(), formats.Ranked(ranks="ranks")),
+    "unpaired": (formats.Unpaired(), formats.Unpaired(score="score")),
+    "demonstrations": (formats.Demonstration(), formats.Conversation()),
+    "text": (formats.PlainText(),),
+    "prompts": (formats.PromptOnly(),),
+}
+"""What data of one's own are tried as under other names of columns."""
+_OTHER_NAMES = {
+    "prompt": "question query instruction input prompt_text user context",
+    "completion": "response answer output reply target solution assistant",
+    "completions": "responses answers outputs candidates",
+    "chosen": "better best preferred good accepted winner win positive chosen_response response_chosen",
+    "rejected": "worse worst dispreferred bad loser lose negative rejected_response response_rejected",
+    "score": "rating stars reward label quality",
+    "scores": "ratings rewards",
+    "ranks": "ranking",
+    "label": "liked thumbs_up good",
+    "labels": "step_labels",
+    "messages": "conversation conversations dialogue dialog turns chat",
+    "text": "content document body",
+}
+"""What else columns are called. Such names are proposed, never taken: only those who made the data know."""
 _ROWS = 64
 
 
@@ -246,10 +272,10 @@ def read_as(
     if found:
         ways = ", ".join(f"{one.kind} (by {spell(one.format)})" for one in found)
         raise ConfigurationError(f"The rows of {what} are no {wanted}; they can be read as {ways}.")
+    kinds = [*MODULES] if kind is None else [kind]
     raise ConfigurationError(
-        f"No format reads the rows of {what}. Their columns: {columns_of(rows)}. Nearest: "
-        f"{nearest_formats(rows, None)}. Set `format` to one of these with the names of your columns: "
-        "--format ExplicitPrompt --format.prompt COLUMN --format.chosen COLUMN --format.rejected COLUMN."
+        f"No format reads the rows of {what}. Their columns: {columns_of(rows)}. "
+        f"{way_to_read(rows, kinds, '--format')}"
     )
 
 
@@ -286,6 +312,55 @@ def spell(value: Any) -> str:
 def columns_of(rows: Sequence[Row]) -> str:
     """The names of all columns, as messages tell them."""
     return ", ".join(dict.fromkeys(chain.from_iterable(rows))) or "none"
+
+
+def way_to_read(
+    rows: Sequence[Row], kinds: Sequence[Kind], option: str, usual: Format | None = None
+) -> str:
+    """Says how rows that no format reads may be read: by the names that their columns have, or by what is nearest.
+
+    Args:
+        rows: The first rows.
+        kinds: What they may be, the likeliest first.
+        option: The option of the command line that sets the format.
+        usual: The usual format of a DataModule, if they are for one.
+    """
+    if found := proposal(rows, kinds, option):
+        return f"If their names mean what they say, add {found}."
+    example = _USUAL[kinds[0]][0]
+    names = " ".join(f"{option}.{name} COLUMN" for name in example.needed or ("prompt",))
+    return (
+        f"Nearest: {nearest_formats(rows, usual)}. Set `format` to one of these with the names of your columns "
+        f"({option} {type(example).__name__} {names}), or give a Format of your own."
+    )
+
+
+def proposal(rows: Sequence[Row], kinds: Sequence[Kind], option: str) -> str:
+    """The options that would read rows if their columns are what their names say; empty where names say nothing."""
+    for each in (each for kind in kinds for each in _USUAL[kind]):
+        if (made := _renamed(each, rows)) is not None:
+            changed = [f for f in fields(made) if getattr(made, f.name) != f.default]
+            named = [f"{option}.{f.name} {shlex.quote(getattr(made, f.name))}" for f in changed]
+            words = " ".join([option, type(made).__name__, *named])
+            return f"{words} (in Python format={spell(made)})"
+    return ""
+
+
+def _renamed(format: Columns, rows: Sequence[Row]) -> Columns | None:
+    """A format with the names that the rows seem to have for the columns that they lack, if it then reads them."""
+    present = {name.lower(): name for row in rows for name in row}
+    taken: dict[str, Any] = {}
+    for option in fields(format):
+        column = getattr(format, option.name)
+        if column not in format.reads() or column in present.values():
+            continue
+        others = [column, *_OTHER_NAMES.get(column, "").split()]
+        found = next((present[other] for other in others if other in present), None)
+        if found is None:
+            return None
+        taken[option.name] = found
+    made = replace(format, **taken)
+    return made if made.recognises([*group_rows(rows, made)]) else None
 
 
 def nearest_formats(rows: Sequence[Row], usual: Format | None) -> str:

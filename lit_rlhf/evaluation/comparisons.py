@@ -136,7 +136,9 @@ def read_comparisons(
             except InvalidRowError as error:
                 where = f"{rows.locate(number)}: {error}"
                 if invalid == "error":
-                    raise DataError(f"{where}. Mend it, or set invalid: drop.") from error
+                    raise DataError(
+                        f"{where}. Mend it, or leave such rows out: --invalid drop."
+                    ) from error
                 counts[error.reason] += 1
                 first = first or f" The first: {where}."
     if not items:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from lit_rlhf.data import Format, InvalidRowError, Record, Source
 from lit_rlhf.data.recognition import readings, some_rows, spell
 from lit_rlhf.errors import ConfigurationError, DataError
-from lit_rlhf.feedback.pairs import Candidates, Pair
+from lit_rlhf.feedback.pairs import WAYS_OUT, Candidates, Pair
 from lit_rlhf.files import write_text
 from lit_rlhf.judges import Opinion, PairwiseJudge
 
@@ -87,9 +87,7 @@ def read_labelled_pairs(
             pairs += [pair for record in reader(row) for pair in _pairs(record, labelled)]
         except InvalidRowError as error:
             if invalid == "error":
-                raise DataError(
-                    f"{source.locate(number)}: {error}. Mend it, or leave such rows out: skip_invalid: true."
-                ) from error
+                raise DataError(f"{source.locate(number)}: {error}. {WAYS_OUT}.") from error
             dropped += 1
     if not pairs:
         raise DataError(

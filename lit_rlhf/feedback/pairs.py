@@ -13,6 +13,11 @@ from lit_rlhf.data.formats import check_completion, read_prompt
 from lit_rlhf.data.records import Row, Text, read_number, read_value
 from lit_rlhf.errors import DataError
 
+WAYS_OUT = (
+    "Mend it, name its columns (--format ExplicitPrompt --format.chosen COLUMN --format.rejected COLUMN), or leave "
+    "such rows out: --skip_invalid true"
+)
+"""What is said of a row without two answers."""
 _log = logging.getLogger(__name__)
 
 
@@ -111,9 +116,7 @@ def read_pairs(
                 pairs.setdefault(pair.key, pair)
         except InvalidRowError as error:
             if invalid == "error":
-                raise DataError(
-                    f"{source.locate(number)}: {error}. Mend it, or leave such rows out: skip_invalid: true."
-                ) from error
+                raise DataError(f"{source.locate(number)}: {error}. {WAYS_OUT}.") from error
             dropped.append(f"{source.locate(number)}: {error}")
     left_out = f" {len(dropped)} rows were left out, the first: {dropped[0]}." if dropped else ""
     if not pairs:

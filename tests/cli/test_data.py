@@ -1,8 +1,11 @@
 """`lit-rlhf data`: formats named, rows shown, files converted and read again."""
 
+import contextlib
 import json
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -61,7 +64,61 @@ def test_columns_beside_a_prompt_are_named(
         '{"prompt": "q", "responses": ["a", "b"], "ranking": [2, 1]}\n'
     )
     main(["data", "show", str(tmp_path / "a.jsonl")])
-    assert "columns for the rewards: responses, ranking. If they are" in capsys.readouterr().out
+    said = "responses, ranking. If they are answers, add --format Ranked --format.completions responses --format.ranks"
+    assert f"columns for the rewards: {said}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"Question": "q", "Answer": "a"}, "demonstrations"),
+        ({"input": "q", "output": "a"}, "demonstrations"),
+        ({"dialog": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, "demonstrations"),
+        ({"question": "q", "better": "a", "worse": "b"}, "pairs"),
+        ({"prompt": "q", "preferred": "a", "dispreferred": "b"}, "pairs"),
+        ({"prompt": "q", "response": "a", "rating": 4}, "unpaired"),
+        ({"query": "q", "answers": ["a", "b"], "ratings": [1, 2]}, "rankings"),
+        ({"question": "q", "responses": ["a", "b"], "ranking": [1, 2]}, "rankings"),
+        ({"content": "a"}, "text"),
+        ({"question": "q", "topic": "t"}, "prompts"),
+    ],
+)  # fmt: skip
+def test_columns_of_other_names_are_read_by_the_options_that_are_proposed(
+    row: dict[str, Any], kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_jsonl(tmp_path / "a.jsonl", [row] * 2))
+    with contextlib.suppress(SystemExit):  # a bare `prompt` makes rows that can be read
+        main(["data", "show", path])
+    captured = capsys.readouterr()
+    found = re.search(r"add (--format .*) \(in Python", captured.out + captured.err)
+    assert found is not None, captured
+    main(["data", "show", path, *shlex.split(found[1])])
+    assert f"kind:   {kind}," in capsys.readouterr().out
+
+
+def test_nothing_is_proposed_of_names_that_say_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of `response_a` nobody but their owner knows whether it is the better one."""
+    path = write_jsonl(tmp_path / "a.jsonl", [{"question": 1, "response_a": "a", "response_b": 2}])
+    with pytest.raises(SystemExit):
+        main(["data", "show", str(path)])
+    said = capsys.readouterr().err
+    assert "mean what they say" not in said
+    assert "Nearest: " in said
+
+
+def test_the_first_row_that_can_be_used_is_shown_with_the_ends_of_its_texts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"prompt": prompt, "completion": "begin" + 9_000 * "x" + "end"} for prompt in ("", "Why?")
+    ]
+    main(["data", "show", str(write_jsonl(tmp_path / "a.jsonl", rows))])
+    out = capsys.readouterr().out
+    assert "row 2, the first that can be used" in out
+    assert "row 1: empty prompt" in out
+    assert re.search(r"answer \(learned\): beginx+ \[\.\.\. 6,008 characters \.\.\.\] x+end\n", out)
 
 
 def test_what_is_said_of_answers_is_shown(

@@ -159,12 +159,12 @@ class TestRowsThatCannotBeUsed:
         self, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
     ) -> None:
         path = write_jsonl(
-            tmp_path / "pairs.jsonl", [{"question": "q", "chosen": "a", "rejected": "b"}] * 3
+            tmp_path / "pairs.jsonl", [{"asked": "q", "chosen": "a", "rejected": "b"}] * 3
         )
         module = PreferenceDataModule(FileSource(str(path)), tokenizer=tokenizer)
         with pytest.raises(ConfigurationError, match=r"pairs\.jsonl .*missing: prompt.*`format`"):
             module.prepare_data()
-        columns = r"\['chosen', 'question', 'rejected'\]"
+        columns = r"\['asked', 'chosen', 'rejected'\]"
         module = PreferenceDataModule(
             FileSource(str(path)), tokenizer=tokenizer, format=ExplicitPrompt()
         )

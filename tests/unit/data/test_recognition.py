@@ -215,12 +215,16 @@ class TestRefusing:
     @pytest.mark.parametrize(
         ("row", "words"),
         [
-            ({"question": "a", "chosen": "b", "rejected": "c"}, "missing: prompt"),
+            ({"ask": "a", "chosen": "b", "rejected": "c"}, "missing: prompt"),
+            (
+                {"question": "a", "chosen": "b", "rejected": "c"},
+                r"add --data.format ExplicitPrompt --data.format.prompt question \(",
+            ),
             (
                 {"x": 1},
                 r"columns: x. Nearest: ExplicitPrompt\(\) [^;]*;? ?[^;]*format.prompt COLUMN",
             ),
-            ({"prompt": "a", "best": "b", "worst": "c"}, "missing: chosen, rejected"),
+            ({"prompt": "a", "b": "b", "c": "c"}, "missing: chosen, rejected"),
         ],
     )
     def test_what_nothing_reads_is_shown_with_the_nearest(
