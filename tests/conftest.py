@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,20 @@ def no_cache_at_home(
 ) -> None:
     """Keep tokenized rows in the session's temporary directory, not in the home of whoever runs the tests."""
     monkeypatch.setenv("LIT_RLHF_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def equal_models_are_checked_once(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """See `tests/once.py`; nothing is imported for it."""
+    about_that = {"models", "rollout"} & set(
+        request.path.relative_to(Path(__file__).parents[1]).parts
+    )
+    if "lit_rlhf.rollout" in sys.modules and not about_that:
+        from tests import once
+
+        once.use(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,9 @@ import torch
 from jaxtyping import TypeCheckError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lit_rlhf.models import Backbone, ModelSpec, backbone
+from tests import once
+
 
 def test_remote_connections_are_refused() -> None:
     with (
@@ -60,3 +63,21 @@ def test_tiny_models_load(tiny_model_dir: Path, other_tokenizer_model_dir: Path)
         model = AutoModelForCausalLM.from_pretrained(path)
         assert model.config.vocab_size == len(tokenizer)
         assert model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_models_that_are_alike_are_checked_once(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[type] = []
+    monkeypatch.setattr(once, "_passed", set())
+    monkeypatch.setattr(backbone, "check_decoder", lambda model, *_: checked.append(type(model)))
+    once.use(monkeypatch)
+    Backbone.load(ModelSpec(str(tiny_model_dir)))
+    alike = Backbone.load(ModelSpec(str(tiny_model_dir)))
+    assert len(checked) == 1
+    Backbone.load(ModelSpec(str(tiny_model_dir), kernels="plain"))
+    assert len(checked) == 2
+    with torch.no_grad():
+        next(alike.model.parameters())[0, 0] += 1
+    Backbone(alike.model, alike.tokenizer, alike.spec)
+    assert len(checked) == 3
