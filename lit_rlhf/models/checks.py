@@ -5,8 +5,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.functional.branches import branch_layout
-from lit_rlhf.models.branched import BranchRunner, select_rows
+from lit_rlhf.functional.branches import BranchLayout, branch_layout
+from lit_rlhf.models.branched import BranchRunner, BranchStates, select_rows
 from lit_rlhf.models.lm_head import LMHead
 from lit_rlhf.models.loading import embeddings
 from lit_rlhf.types import BranchedBatch
@@ -55,14 +55,22 @@ def check_decoder(model: PreTrainedModel, runner: BranchRunner, lm_head: LMHead 
         _check_logits(model, lm_head, batch, rows.hidden, dtype)
     if runner.obstacle is None and runner.branching != "expanded":
         # Rows longer than a window that is known never share their prompt.
-        batch = _probe(model, max(min(size, (runner.window or 3 * size) // 3), 1))
-        if (difference := _shared_differs(runner, batch, dtype)) is not None:
+        short = max(min(size, (runner.window or 3 * size) // 3), 1)
+        if short < size:
+            batch = _probe(model, short)
+            layout = branch_layout(batch["branch_ids"], 2)
+            rows = runner.expanded(batch, layout, 2)
+        if (difference := _shared_differs(runner, batch, layout, rows, dtype)) is not None:
             runner.require_shared(f"{name} {difference}")
 
 
-def _shared_differs(runner: BranchRunner, batch: BranchedBatch, dtype: torch.dtype) -> str | None:
-    layout = branch_layout(batch["branch_ids"], 2)
-    rows = runner.expanded(batch, layout, 2)
+def _shared_differs(
+    runner: BranchRunner,
+    batch: BranchedBatch,
+    layout: BranchLayout,
+    rows: BranchStates,
+    dtype: torch.dtype,
+) -> str | None:
     try:
         shared = runner.shared(batch, layout)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
