@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lit_rlhf.cli.commands import WRITES, overwrites
 from lit_rlhf.cli.output import refuse_output
-from lit_rlhf.cli.refusals import construct, describe, own_error, refuse_all_misfits
+from lit_rlhf.cli.refusals import Constructor, describe, refuse_all_misfits
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.jsonargparse import read_none_as_null
 
@@ -62,7 +62,8 @@ def call(
     parser.add_function_arguments(function, as_group=False, as_positional=places, skip=skip)
     if overwrites(command):
         parser.add_argument("--overwrite", **SWITCH, help=OVERWRITE)
-    parser.add_instantiator(construct, object)
+    constructor = Constructor()
+    parser.add_instantiator(constructor, object)
     try:
         parsed = parser.parse_args(words)
         refuse_all_misfits(parsed)
@@ -70,7 +71,8 @@ def call(
         _place_outputs(command, parsed, needed if places else ())
         given: dict[str, Any] = parser.instantiate_classes(parsed).as_dict()
     except (ArgumentError, ValueError, TypeError) as error:
-        raise own_error(error) or ConfigurationError(describe(str(error), command)) from error
+        own = constructor.error_behind(error)
+        raise own or ConfigurationError(describe(str(error), command)) from error
     given.pop("config")
     del parsed["config"]
     for name, options in special.items():

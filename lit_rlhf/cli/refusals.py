@@ -108,6 +108,29 @@ def construct(kind: Any, *args: Any, **options: Any) -> Any:
         raise ConstructorError(kind, message) from error
 
 
+class Constructor:
+    """`construct`, which remembers what was refused.
+
+    The parser keeps the error of a union's first member alone: of a strategy, which may be a word, that it is none.
+    """
+
+    def __init__(self) -> None:
+        self.refused: list[LitRLHFError] = []
+
+    def __call__(self, kind: Any, *args: Any, **options: Any) -> Any:
+        """Make an object."""
+        try:
+            return construct(kind, *args, **options)
+        except LitRLHFError as error:
+            self.refused.append(error)
+            raise
+
+    def error_behind(self, error: BaseException) -> LitRLHFError | None:
+        """The library's own error that the parser wrapped, or told of."""
+        told = (each for each in self.refused if str(each).splitlines()[0] in str(error))
+        return own_error(error) or next(told, None)
+
+
 def refuse_all_misfits(config: Any) -> None:
     """Refuse misfits in every class of a parsed configuration.
 

@@ -41,8 +41,8 @@ from lit_rlhf.cli.functions import SWITCH
 from lit_rlhf.cli.output import refuse_output
 from lit_rlhf.cli.refusals import (
     PACKAGES,
+    Constructor,
     ConstructorError,
-    construct,
     describe,
     own_error,
     raised_by_users,
@@ -53,7 +53,11 @@ from lit_rlhf.cli.refusals import (
 from lit_rlhf.cli.results import PREDICTIONS, WritePredictions, keep_evaluation, report_validated
 from lit_rlhf.cli.shipped import with_found_configs
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
-from lit_rlhf.internals.jsonargparse import flat_options, read_none_as_null
+from lit_rlhf.internals.jsonargparse import (
+    flat_options,
+    read_none_as_null,
+    write_words_as_text,
+)
 from lit_rlhf.internals.lightning import (
     CommandLineWins,
     callbacks_of,
@@ -186,7 +190,8 @@ class TrainingCLI(CommandLineWins):
         Anything may come from a constructor that isn't ours (`ModuleNotFoundError` of a logger's package, `TypeError`
         of a callback), and whatever it is, no work was done yet: the way out is another option.
         """
-        self.parser.add_instantiator(construct, object)
+        constructor = Constructor()
+        self.parser.add_instantiator(constructor, object)
         try:
             super().instantiate_classes()
         except MisconfigurationException:
@@ -194,7 +199,8 @@ class TrainingCLI(CommandLineWins):
         except Exception as error:
             theirs = raised_by_users(error)
             said = sentence(theirs) if theirs else describe(str(error), self.called)
-            raise self._placed(error) or ConfigurationError(said) from error
+            own = self._placed(constructor.error_behind(error))
+            raise own or ConfigurationError(said) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; `devices: x` gets past the parser, for it may be a list as a string."""
@@ -269,7 +275,7 @@ class TrainingCLI(CommandLineWins):
         callbacks.insert(len(callbacks) if place is None else place, made)
         return made
 
-    def _placed(self, error: Exception) -> LitRLHFError | None:
+    def _placed(self, error: BaseException | None) -> LitRLHFError | None:
         """The library's own error behind another, with the option whose class raised what isn't ours."""
         own = own_error(error)
         if not isinstance(own, ConstructorError):
@@ -383,6 +389,7 @@ def start(kind: type[Made], words: Sequence[str], called: str | None = None) -> 
         called: The command that these words stand for; default: the first of them.
     """
     read_none_as_null()
+    write_words_as_text()
     silence_adverts()
     # The words differ from those of the process where a configuration is named; Lightning warns of any `args`.
     warnings.filterwarnings(

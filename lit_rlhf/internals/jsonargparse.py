@@ -8,8 +8,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jsonargparse
+import yaml
 from jsonargparse._completions_jsonschema import ParserJsonschema
-from jsonargparse._loaders_dumpers import get_loader_exceptions, yaml_load
+from jsonargparse._loaders_dumpers import (
+    dump_yaml_kwargs,
+    get_loader_exceptions,
+    yaml_load,
+)
 from jsonargparse._typehints import get_all_subclass_paths
 from jsonargparse._util import import_object
 
@@ -108,6 +113,26 @@ def read_none_as_null() -> None:
     A `null` for an option of an option's option is handed from parser to parser as text, as Python writes it.
     """
     jsonargparse.set_loader("yaml", _load, get_loader_exceptions("yaml"))
+
+
+def write_words_as_text() -> None:
+    """Write words of an enumeration as text where an option is text, as `interval` of Lightning's `Timer` by default.
+
+    PyYAML refuses them, and the parser writes all that it reads.
+    """
+    jsonargparse.set_dumper("yaml", _dump)
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML has no types
+    pass
+
+
+_Dumper.add_multi_representer(str, lambda dumper, word: dumper.represent_str(str.__str__(word)))
+
+
+def _dump(data: object) -> str:
+    text: str = yaml.dump(data, Dumper=_Dumper, **dump_yaml_kwargs)
+    return text
 
 
 def _load(text: str) -> object:
