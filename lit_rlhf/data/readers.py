@@ -20,9 +20,10 @@ import re
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
@@ -30,7 +31,7 @@ from urllib.parse import urlsplit
 from tenacity import retry, retry_if_not_exception_type, stop_after_attempt, wait_exponential
 
 from lit_rlhf.data.conversion import Source
-from lit_rlhf.data.records import UnreadableRow
+from lit_rlhf.data.records import UnreadableRow, refuse_one_object
 from lit_rlhf.data.rows import cache_root
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.files import near_path, whole_file
@@ -208,11 +209,16 @@ def _shards(names: Sequence[str], directory: str, below: Iterable[str] = ()) -> 
         )
     data = [f for f in files if kind_of(f.name) in KINDS and not f.name.startswith((".", "_"))]
     if not data:
-        deeper = next((PurePosixPath(name) for name in below if kind_of(name) in KINDS), None)
+        some = islice((name for name in below if kind_of(name) in KINDS), 1_000)
+        deeper = [PurePosixPath(name) for name in some]
         pattern = f"{directory.rstrip('/')}/**/*.jsonl"
-        if deeper is not None:
-            split = _SPLITS.search(deeper.name.lower())
-            pattern = f"{deeper.parent}/*{f'{split[0]}*' if split else ''}{kind_of(deeper.name)}"
+        if deeper:
+            where = deeper[0].parent
+            parents = {file.parent for file in deeper}
+            if len(parents) > 1 and not any(_SPLITS.search(each.name.lower()) for each in parents):
+                where = PurePosixPath(directory) / "**"
+            split = _SPLITS.search(deeper[0].name.lower())
+            pattern = f"{where}/*{f'{split[0]}*' if split else ''}{kind_of(deeper[0].name)}"
         raise DataError(
             f"{directory} holds no file with a known suffix ({', '.join(KINDS)}). Files of its directories are "
             f"read by a pattern such as {pattern}."
@@ -381,6 +387,10 @@ def _read_json(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:
     with _open_text(data, encoding) as file:
         text = file.read()
     if not text.lstrip().startswith("["):  # objects, one on each line
+        whole = None
+        with suppress(ValueError, RecursionError):
+            whole = json.loads(text)
+        refuse_one_object(whole, str(data))
         yield from _read_jsonl(data, encoding)
         return
     if not text.isascii() and _UNDECODED.search(text):

@@ -29,6 +29,8 @@ OPTIONAL_FIELDS = {"margin": 0.0, "p_chosen": 1.0}
 """Fields that only some records have, and the value that says nothing beyond the order of the pair."""
 
 
+_AROUND = ("data", "rows", "examples", "samples", "instances", "train")
+"""What the list of all rows is called in a file that is one object."""
 _MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["']\s*:""")
 _ROLES = {
     "human": "user",
@@ -202,6 +204,28 @@ def _written_messages(text: str) -> list[Any] | None:
             named = (isinstance(turn, dict) and turn.keys() & {"role", "from"} for turn in found)
             return found if isinstance(found, list) and all(named) else None
     return None
+
+
+def refuse_one_object(found: Any, what: str) -> None:
+    """Refuse a JSON file that is one object around its rows, as other programs write them.
+
+    Raises:
+        DataError: It is.
+    """
+    if not isinstance(found, dict):
+        return
+    values = list(found.values())
+    lists = [name for name in _AROUND if _is_rows(found.get(name))]
+    columns = all(isinstance(v, list) and not _is_rows(v) for v in values)
+    alike = _is_rows(values) and len({frozenset(value) for value in values}) == 1
+    several = len(values) > 1 and ((columns and len({*map(len, values)}) == 1) or alike)
+    if lists or several:
+        way = f"the list {lists[0]!r} of it, alone" if lists else "with pandas orient='records'"
+        raise DataError(f"{what} is one object, and must be a list of its rows: write {way}.")
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
 
 
 def read_list(row: Row, column: str, least: int = 2) -> Sequence[Any]:

@@ -98,6 +98,8 @@ class TestDirectories:
             ),
             (["README.md", "data/train-0.jsonl"], r"pattern such as \S+/data/\*train\*\.jsonl"),
             (["data/deep/0.jsonl"], r"pattern such as \S+/data/deep/\*\.jsonl"),
+            (["a/b/0.jsonl", "c/0.jsonl"], r"pattern such as \S+/\*\*/\*\.jsonl"),
+            (["train/0.jsonl", "test/0.jsonl"], r"pattern such as \S+/(train|test)/\*\.jsonl"),
             (["data.arrow", "state.json"], r"`save_to_disk`.*DirectorySource"),
         ],
     )

@@ -234,6 +234,38 @@ def test_rows_that_are_no_list_are_refused_with_the_way_to_one(tmp_path: Path) -
             PreferenceDataModule(given, tokenizer="t")
 
 
+@pytest.mark.parametrize(
+    ("found", "way"),
+    [
+        ({"version": "1", "data": ROWS}, "the list 'data' of it"),
+        ({"prompt": ["a", "b"], "chosen": ["c", "d"]}, "orient='records'"),
+        ({"prompt": {"0": "a", "1": "b"}, "chosen": {"0": "c", "1": "d"}}, "orient='records'"),
+        ({"7": ROWS[0], "9": ROWS[1]}, "orient='records'"),
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_json_file_that_is_one_object_around_its_rows_is_refused(
+    found: dict[str, Any], way: str, indent: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(found, indent=indent))
+    with pytest.raises(DataError, match=f"a.json is one object, .* write .*{way}"):
+        list(FileSource(str(tmp_path / "a.json")).load())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": "a"}]},
+        {"prompt": "q", "completions": ["a", "b"], "scores": [1, 2]},
+        {"question": {"problem": "q"}, "label": {"steps": []}},
+        {"text": "a"},
+    ],
+)
+def test_a_json_file_may_be_one_row(row: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(row))
+    assert list(FileSource(str(tmp_path / "a.json")).load()) == [row]
+
+
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"There is no file .*nowhere\.jsonl"):
         FileSource(str(tmp_path / "nowhere.jsonl")).fingerprint()
