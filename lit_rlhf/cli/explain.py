@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import docstring_parser
 
-from lit_rlhf.cli.commands import usage
+from lit_rlhf.cli.commands import COMMANDS, usage
 from lit_rlhf.cli.early import near
 from lit_rlhf.cli.output import print_text
 from lit_rlhf.cli.shipped import shipped
@@ -115,5 +115,6 @@ def run(words: Sequence[str]) -> None:
         print_text(answers[asked[0]](asked[1]))
     else:
         raise ConfigurationError(
-            "It is `lit-rlhf help metrics NAME` or `lit-rlhf help option NAME`; lit-rlhf help --help lists commands."
+            "It is `lit-rlhf help COMMAND`, `lit-rlhf help metrics NAME` or `lit-rlhf help option NAME`; lit-rlhf help "
+            f"--help lists commands.{near(asked[0], COMMANDS) if len(asked) == 1 else ''}"
         )

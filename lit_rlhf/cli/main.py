@@ -43,6 +43,8 @@ def main(args: Sequence[str] | None = None) -> None:
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return
+    if words[0] == "help" and len(words) == 2 and words[1] in COMMANDS:
+        words = [words[1], "--help"]
     if words[0] == "--version":
         print(f"lit-rlhf {__version__}")
         return

@@ -1,11 +1,15 @@
 """`lit-rlhf help metrics NAME` and `help option NAME` answer from the texts of the site."""
 
+import contextlib
+
 import pytest
 
 from lit_rlhf.cli import main
+from lit_rlhf.cli.commands import COMMANDS
 from lit_rlhf.cli.explain import explain_metric, explain_option, metrics, options
 from lit_rlhf.errors import ConfigurationError
 from tests.docs.pages import PAGES, logged_names
+from tests.walks import walk
 
 
 def test_every_metric_of_the_site_is_known() -> None:
@@ -48,6 +52,17 @@ def test_what_is_unknown() -> None:
         explain_option("clp")
     with pytest.raises(ConfigurationError, match=r"No metric 'train/kl_coeff' .*train/kl_coef"):
         explain_metric("train/kl_coeff")
+
+
+@pytest.mark.parametrize("command", walk(COMMANDS, "dpo", "data", "report"))
+def test_help_of_a_command_is_its_own(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for words in (["help", command], [command, "--help"]):
+        with contextlib.suppress(SystemExit):
+            main(words)
+        said.append(capsys.readouterr())
+    assert said[0] == said[1]
+    assert f"lit-rlhf {command}" in said[0].out or command == "help"
 
 
 @pytest.mark.parametrize("words", [["metrics"], ["what", "beta"], ["option", "a", "b"]])

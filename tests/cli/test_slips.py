@@ -23,6 +23,8 @@ DDP = "lightning.pytorch.strategies.DDPStrategy"
         (["label", "a.jsonl", "--output", "b.jsonl", "--judge", "LocalJuge"], "mean LocalJudge"),
         (["from-trl", "a.py", "--task", "rewards"], "Expected one of 'sft', 'reward',"),
         (["report"], "runs must be given: lit-rlhf report --help"),
+        (["report", "data/prompts.jsonl"], "is a file: give the directory of a run"),
+        (["help", "dpoo"], "lit-rlhf help COMMAND"),
         (["verify", "--methods", "DPPO"], "no method 'DPPO' to verify. Did you mean PPO or DPO"),
         (
             ["verify", "--model.class_path", "os.PathLik"],
