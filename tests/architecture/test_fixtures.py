@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,14 @@ def test_tiny_models_load(tiny_model_dir: Path, other_tokenizer_model_dir: Path)
         model = AutoModelForCausalLM.from_pretrained(path)
         assert model.config.vocab_size == len(tokenizer)
         assert model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_filters_of_warnings_import_no_library() -> None:
+    """Which the process that deals tests out would do before any runs: ten seconds of a slow CPU."""
+    options = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    filters = options["tool"]["pytest"]["ini_options"]["filterwarnings"]
+    assert "error" in filters
+    assert not [each for each in filters if len(each.replace("\\:", "").split(":")) > 2]
 
 
 def test_models_that_are_alike_are_checked_once(
