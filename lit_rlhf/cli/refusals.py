@@ -214,7 +214,9 @@ def _say(complaint: Complaint, key: str, command: str) -> str:
             name = made if path.startswith("lit_rlhf.") else path
             bases = getattr(import_module(module), made).__mro__ if module else ()
             options = {n for base in bases for n in inspect.signature(base.__init__).parameters}
-            said = no_option_of(name, word, sorted(options), key)
+            # Of a class given for it all options are refused; a subclass may not hand it on to its base.
+            word = word.partition(".init_args")[0]
+            said = no_option_of(name, word, sorted(options - {word}), key)
         case "class":
             said = _no_class(complaint)
         case "module":

@@ -229,6 +229,21 @@ def test_an_option_of_a_class_that_is_not_ours_is_said_without_the_noise_of_the_
     assert len(shown) < 300
 
 
+@pytest.mark.parametrize(
+    ("config", "overlay", "message"),
+    [
+        ("policy/online_dpo_lora", "vllm", "OnlineDPOPolicyModule has no option 'importance_corr"),
+        ("sft/lora", "arithmetic", "SupervisedModule has no option 'reward'. Its options: "),
+    ],
+)
+def test_an_overlay_for_other_modules_is_answered_with_the_option_that_is_not_there(
+    config: str, overlay: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, ["fit", "-c", config, "-c", f"overlays/{overlay}"])
+    assert f"lit-rlhf fit: model: {message}" in said
+    assert "Did you mean importance_correction" not in said
+
+
 def test_what_a_module_of_ones_own_raises_is_said_with_its_place(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
