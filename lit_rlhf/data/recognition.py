@@ -68,7 +68,7 @@ Layout = Literal["text", "chat", "transcript", "canonical"]
 where it is question and answers, and transcripts as they stand."""
 _USUAL: dict[Kind, tuple[Columns, ...]] = {
     "steps": (formats.Steps(),),
-    "pairs": (formats.ExplicitPrompt(),),
+    "pairs": (formats.ExplicitPrompt(), formats.PreferenceLabel()),
     "rankings": (formats.Ranked(), formats.Ranked(ranks="ranks")),
     "unpaired": (formats.Unpaired(), formats.Unpaired(score="score")),
     "demonstrations": (formats.Demonstration(), formats.Conversation()),
@@ -86,7 +86,10 @@ _OTHER_NAMES = {
     "scores": "ratings rewards",
     "ranks": "ranking",
     "label": "liked thumbs_up good",
-    "labels": "step_labels",
+    "labels": "step_labels winner preference preferred",
+    "history": "prompt question query instruction input",
+    "human_ref_A": "response_a answer_a completion_a output_a",
+    "human_ref_B": "response_b answer_b completion_b output_b",
     "messages": "conversation conversations dialogue dialog turns chat",
     "text": "content document body",
 }

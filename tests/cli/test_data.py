@@ -76,6 +76,7 @@ def test_columns_beside_a_prompt_are_named(
         ({"dialog": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, "demonstrations"),
         ({"question": "q", "better": "a", "worse": "b"}, "pairs"),
         ({"prompt": "q", "preferred": "a", "dispreferred": "b"}, "pairs"),
+        ({"prompt": "q", "answer_a": "a", "answer_b": "b", "winner": "model_b"}, "pairs"),
         ({"prompt": "q", "response": "a", "rating": 4}, "unpaired"),
         ({"query": "q", "answers": ["a", "b"], "ratings": [1, 2]}, "rankings"),
         ({"question": "q", "responses": ["a", "b"], "ranking": [1, 2]}, "rankings"),

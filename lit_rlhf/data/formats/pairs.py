@@ -321,9 +321,16 @@ class PreferenceStrength(Columns):
         return found
 
 
+_FIRST, _SECOND = ("a", "model_a", "first"), ("b", "model_b", "second")
+_TIES = ("tie", "draw", "equal", "same", "both", "neither")
+
+
 @dataclass(frozen=True)
 class PreferenceLabel(Columns):
     """Two answers and a label that is true, or 1, where the first is preferred (SHP, arXiv:2110.08420).
+
+    The label may also say which one it is: `a` or `b`, `model_a` or `model_b`, `first` or `second`, or the name of its
+    column. Ties teach no order: they are left out and counted.
 
     Args:
         prompt: Column of the prompt.
@@ -343,8 +350,16 @@ class PreferenceLabel(Columns):
         """One record with two completions."""
         prompt = read_prompt(row, self.prompt)
         answers = [read_completion(row, column, prompt) for column in (self.first, self.second)]
-        better, worse = answers if read_bool(row, self.label) else answers[::-1]
+        better, worse = answers if self._first_is_better(row) else answers[::-1]
         return [Record(prompt, (better, worse))]
+
+    def _first_is_better(self, row: Row) -> bool:
+        said = str(read_value(row, self.label)).strip().lower()
+        if said.startswith(_TIES):
+            raise InvalidRowError("a tie", f"column {self.label!r} says {said[:40]!r}")
+        if said in (*_FIRST, self.first.lower()):
+            return True
+        return said not in (*_SECOND, self.second.lower()) and read_bool(row, self.label)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from lit_rlhf.data import (
     InvalidRowError,
     PairsFromRanking,
     PlainText,
+    PreferenceLabel,
     PromptOnly,
     PromptsOf,
     Ranked,
@@ -293,3 +294,16 @@ def test_messages_that_are_written_as_text_are_messages(
         '[{"a": 1}]',
     ):
         assert Demonstration()({"prompt": text, "completion": text})[0].prompt == text
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("a", "b"), ("model_a", "model_b"), ("left", "right"), (1, 0), ("True", "False")]
+)  # fmt: skip
+def test_the_better_one_of_two_may_be_named(first: Any, second: Any) -> None:
+    reader = PreferenceLabel("q", "left", "right", "winner")
+    row = {"q": "?", "left": "x", "right": "y"}
+    assert reader({**row, "winner": first})[0].completions == ("x", "y")
+    assert reader({**row, "winner": second})[0].completions == ("y", "x")
+    for said, reason in (("tie (bothbad)", "a tie"), ("Both", "a tie"), ("c", "out of range")):
+        with pytest.raises(InvalidRowError, match=reason):
+            reader({**row, "winner": said})
