@@ -238,12 +238,20 @@ def _say(complaint: Complaint, key: str, command: str) -> str:
             said = f"{word} must be given: {shown}"
         case "unknown" | "nowhere":
             words = word if complaint.kind == "unknown" else f"--{word}"
-            said = no_option(words, command, _trainer_options())
+            said = _no_option(words, key, command)
         case "group":
             said = f"{word!r} stands where a group of options does: --{key}.help shows them"
         case _:
             said = complaint.text
     return said
+
+
+def _no_option(words: str, key: str, command: str) -> str:
+    """What is said of an option that is nowhere: of a command, or of a group that the class at a key hasn't."""
+    if not key:
+        return no_option(words, command, _trainer_options())
+    name = words.removeprefix("--").replace("=", " ").split()[0]
+    return f"there is no option --{key}.{name}. --{key}.help shows those of its class"
 
 
 def _subclasses(path: str) -> str:

@@ -229,6 +229,15 @@ def test_an_option_of_a_class_that_is_not_ours_is_said_without_the_noise_of_the_
     assert len(shown) < 300
 
 
+def test_a_group_that_a_class_has_not_is_said_with_its_place(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`steps` is of modules that Lightning steps; the same numbers of policies are in `updates`."""
+    said = refused(capsys, ["fit", "-c", "policy/grpo_lora", "--model.steps.max_skipped", "1"])
+    assert "model: there is no option --model.steps.max_skipped. --model.help shows those" in said
+    assert "Did you mean" not in said
+
+
 @pytest.mark.parametrize(
     ("config", "overlay", "message"),
     [
