@@ -82,7 +82,9 @@ class RunSummary(Callback):
             rows.append(("next", following))
         width = max((len(name) for name, _ in rows), default=0)
         done = iterations_done(trainer)
-        lines = [f"Done after {done} iterations; this start took {duration(took)}."]
+        lines = [
+            f"Done after {done} iteration{'s' * (done != 1)}; this start took {duration(took)}."
+        ]
         lines += [f"  {name:<{width}}  {text}" for name, text in rows]
         _print(trainer, "\n".join(lines))
 

@@ -24,6 +24,7 @@ from lit_rlhf.cli.output import (
 from lit_rlhf.cli.selection import Sample, Selection
 from lit_rlhf.cli.unfinished import Unfinished, as_learned, batches_left
 from lit_rlhf.data import PromptDataModule, PromptOnly, RowsSource, Source
+from lit_rlhf.data.preparation import InvalidPolicy
 from lit_rlhf.data.sources import local_source
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.evaluation.scorers import Layout
@@ -64,6 +65,7 @@ def generate(
     keep: Keep = "all",
     num_best: int = 1,
     batch_size: int = 32,
+    invalid: InvalidPolicy = "error",
     dtype: DTypeOption = "auto",
     seed: int = 0,
     request: str = "",
@@ -107,6 +109,7 @@ def generate(
             a reward; or candidates to compare, or self_play.
         num_best: How many of each prompt `--keep best` keeps.
         batch_size: Prompts that are completed together.
+        invalid: Rows whose prompt can't be used end it, or are left out and counted.
         dtype: Of the models' weights; auto: bfloat16 where the device multiplies it, float32 elsewhere.
         seed: The same seed gives the same completions.
         request: No option: all of them as text, by which a killed call is known again. Empty: nothing is kept for one.
@@ -132,7 +135,8 @@ def generate(
         test=source,
         tokenizer=actor.backbone.tokenizer,
         format=format,
-        invalid="error",
+        invalid=invalid,
+        max_invalid=1.0,
         batch_size=batch_size,
     )
     unfinished = Unfinished(None, request)
@@ -147,12 +151,12 @@ def generate(
     shown = set_aside(
         shown, [response_column, *columns] if every else selection.WRITTEN.get(keep, ())
     )
-    prompted = [(row, samples[i]) for i, row in enumerate(shown)]
+    prompted = [(row, samples[i]) for i, row in enumerate(shown) if i in samples]
     written = partial(selection.every, column=response_column, columns=columns)
     select, why = _selection(keep, written, num_best, prompt_column, completion_column)
     kept, without = selection.keep(prompted, select)
     if without and why:
-        sys.stderr.write(f"{without} of {len(rows)} prompts are left out: {why}.\n")
+        sys.stderr.write(f"{without} of {len(prompted)} prompts are left out: {why}.\n")
     write_rows(kept, output)
     unfinished.forget()
     say_written(len(kept), output)
@@ -237,7 +241,7 @@ def _samples(
     *,
     with_kl: bool,
 ) -> dict[int, Sequence[Sample]]:
-    """The completions of each row, by its index."""
+    """The completions of each row that can be used, by its place in the source."""
     data.prepare_data()
     data.setup("test")
     if (form := data.prompt_form("test")) is not None:
@@ -246,7 +250,8 @@ def _samples(
         found = [asdict(each) for each in _sample(actor, batch, num_samples, with_kl=with_kl)]
         starts = zip(batch["index"].tolist(), range(0, len(found), num_samples), strict=True)
         unfinished.add({row: found[start : start + num_samples] for row, start in starts})
-    return {row: [Sample(**each) for each in of] for row, of in unfinished.known.items()}
+    used = data.rows["test"]
+    return {used[i]["row"]: [Sample(**each) for each in of] for i, of in unfinished.known.items()}
 
 
 @torch.no_grad()

@@ -2,14 +2,12 @@
 
 import math
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.cli.functions import REQUEST, Special
 from lit_rlhf.cli.output import (
@@ -21,7 +19,8 @@ from lit_rlhf.cli.output import (
     write_rows,
 )
 from lit_rlhf.cli.unfinished import as_learned, batches_left, unfinished_of
-from lit_rlhf.data import Demonstration, DemonstrationDataModule, Format, RowsSource
+from lit_rlhf.data import Demonstration, DemonstrationDataModule, RowsSource
+from lit_rlhf.data.preparation import InvalidPolicy
 from lit_rlhf.data.sources import local_source
 from lit_rlhf.evaluation.scorers import Layout
 from lit_rlhf.models import Backbone, evaluating
@@ -42,6 +41,7 @@ def score(
     completion_column: str = "completion",
     layout: Layout = "auto",
     batch_size: int = 16,
+    invalid: InvalidPolicy = "error",
     dtype: DTypeOption = "float32",
     request: str = "",
 ) -> None:
@@ -53,13 +53,15 @@ def score(
         model: An export, a checkpoint (.ckpt) of RewardModelModule, or a sequence classifier with one label.
         data: JSONL, JSON, CSV or Parquet with a prompt and a completion in each row, or a directory that `save_to_disk`
             of the datasets library wrote.
-        output: JSONL to write, the rows with a column `score`, null for an empty completion and what is longer than the
-            model reads; default: standard output. A `score` that they hold already goes on as `score_before`.
+        output: JSONL to write, the rows with a column `score`, null for an empty completion, what is longer than the
+            model reads and what `invalid` leaves out; default: standard output. A `score` that they hold already goes
+            on as `score_before`.
         prompt_column: Column of the prompt.
         completion_column: Column of the completion.
         layout: Prompts of plain text as chats, or as they stand. auto: as the model has learned them, and as they stand
             where it doesn't say.
         batch_size: Rows that are scored together.
+        invalid: Rows that can't be used end it, or are counted and get no score.
         dtype: Of the model's weights; float32 keeps small differences of scores.
         request: No option: all of them as text, by which a killed call is known again. Empty: nothing is kept for one.
     """
@@ -75,17 +77,22 @@ def score(
     plain = Demonstration(prompt_column, completion_column)
     format = as_learned(plain, layout, backbone, asked)
     unfinished = unfinished_of(output, request, every, backbone, "reward")
-    opened = partial(_opened, every, tokenizer=backbone.tokenizer, format=format, size=batch_size)
+    options = {
+        "tokenizer": backbone.tokenizer,
+        "format": format,
+        "batch_size": batch_size,
+        "invalid": invalid,
+    }
     if answered:
-        fitting = _that_fit(opened(answered), answered, backbone)
-        if len(fitting) < len(answered):
+        usable, fitting = _that_fit(_opened(every, answered, options), answered, backbone)
+        if len(fitting) < usable:
             sys.stderr.write(
-                f"{len(answered) - len(fitting)} of {len(every)} rows are longer than the {context_length(backbone)} "
+                f"{usable - len(fitting)} of {len(every)} rows are longer than the {context_length(backbone)} "
                 "tokens that the model reads: they get no score (null).\n"
             )
         answered = fitting
     if answered:
-        rows = opened(answered)
+        rows = _opened(every, answered, options)
         warn_of_prompts(f"The reward model {model!r}", backbone.prompts, rows.prompt_form("test"))
         for batch in batches_left(rows.test_dataloader(), unfinished, "scoring"):
             on_device = move_data_to_device(batch, backbone.device)
@@ -100,22 +107,11 @@ def score(
 
 
 def _opened(
-    every: Sequence[dict[str, Any]],
-    answered: Sequence[int],
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    format: Format,
-    size: int,
+    every: Sequence[dict[str, Any]], answered: Sequence[int], options: Mapping[str, Any]
 ) -> DemonstrationDataModule:
     """The rows that have an answer, tokenized."""
-    rows = DemonstrationDataModule(
-        test=RowsSource([every[i] for i in answered]),
-        tokenizer=tokenizer,
-        format=format,
-        invalid="error",
-        too_long="error",
-        batch_size=size,
-    )
+    answers = RowsSource([every[i] for i in answered])
+    rows = DemonstrationDataModule(test=answers, too_long="error", max_invalid=1.0, **options)
     rows.prepare_data()
     rows.setup("test")
     return rows
@@ -123,8 +119,10 @@ def _opened(
 
 def _that_fit(
     rows: DemonstrationDataModule, answered: Sequence[int], backbone: Backbone
-) -> list[int]:
-    """Of the rows that have an answer those that the model reads whole."""
+) -> tuple[int, list[int]]:
+    """Of the rows that have an answer, how many can be used, and those of them that the model reads whole."""
     context = context_length(backbone) or math.inf
-    lengths = rows.rows["test"].lengths.tolist()
-    return [i for i, length in zip(answered, lengths, strict=True) if length <= context]
+    used = rows.rows["test"]
+    lengths = enumerate(used.lengths.tolist())
+    fitting = [answered[used[place]["row"]] for place, length in lengths if length <= context]
+    return len(used), fitting

@@ -382,3 +382,21 @@ def test_the_dtype_is_the_devices_own(
     words = ["--sampling.max_new_tokens", "2"]
     main(["generate", "--model", str(tiny_model_dir), "--prompt", "how was it? ", *words])
     assert {*said} == {"dtype: auto takes bfloat16: this CPU multiplies bfloat16."}
+
+
+def test_prompts_that_cannot_be_used_are_left_out_when_told(
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked = [{"prompt": "", "id": 0}, {"prompt": "how was it? ", "id": 1}, {"prompt": 3, "id": 2}]
+    data, output = write_jsonl(tmp_path / "asked.jsonl", asked), tmp_path / "out.jsonl"
+    words = ["generate", "--model", str(tiny_model_dir), "--prompts", str(data)]
+    words += ["--sampling.max_new_tokens", "4", "--output", str(output)]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "set invalid: drop" in capsys.readouterr().err
+    main([*words, "--invalid", "drop"])
+    assert [row["id"] for row in read_lines(output)] == [1]
+    assert "1 of 3 rows used; 1 left out" in caplog.text

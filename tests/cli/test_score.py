@@ -108,3 +108,19 @@ def test_a_column_of_another_name_is_asked_for(
         main([*words, path, "--model", str(tmp_path)])
     said = f"{path} has no column '{missing}', but q, a: name yours by {option} COLUMN."
     assert said in capsys.readouterr().err
+
+
+def test_rows_that_cannot_be_used_are_left_out_when_told(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    model = export(tiny_model_dir, tmp_path / "model")
+    (tmp_path / "all").mkdir()
+    whole = score(model, tmp_path / "all")
+    rows = [ROWS[1], {"prompt": "", "completion": "good "}, ROWS[3], ROWS[4]]
+    data, output = write_jsonl(tmp_path / "some.jsonl", rows), tmp_path / "some.out"
+    words = ["score", "--model", str(model), "--data", str(data), "--output", str(output)]
+    with pytest.raises(SystemExit):
+        main(words)
+    main([*words, "--batch_size", "1", "--invalid", "drop"])
+    found = [row["score"] for row in read_lines(output)]
+    assert found == [whole[1], None, whole[3], None]  # the last one's answer is empty
