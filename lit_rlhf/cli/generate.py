@@ -38,10 +38,10 @@ from lit_rlhf.modules import PolicyModule
 from lit_rlhf.modules.collect import score_completions
 from lit_rlhf.modules.reference import Reference
 from lit_rlhf.modules.resumed import served
-from lit_rlhf.rewards import Reward
+from lit_rlhf.rewards import NoReward, Reward
 from lit_rlhf.rollout import RolloutEngine, Sampling
 from lit_rlhf.tokenizers import tokenizer_fingerprint
-from lit_rlhf.types import Completions, PromptBatch, ScoredRollout, Scores
+from lit_rlhf.types import PromptBatch, ScoredRollout
 
 Keep = Literal["all", "finished", "best", "pairs", "candidates", "self_play"]
 SPECIAL: Special = {"request": REQUEST}
@@ -186,7 +186,7 @@ def _actor(
     """A policy module that samples, scores and compares, and is never trained."""
     actor = PolicyModule(
         ModelSpec(name=model),
-        reward or _Unscored(),
+        reward or NoReward(),
         engine=engine,
         sampling=None if reference is None else sampling,
         eval_sampling=sampling,
@@ -208,13 +208,6 @@ def _weights(actor: PolicyModule) -> list[Any]:
     if isinstance(actor.reference, _Other):
         found.append(weights_fingerprint(actor.reference.model, "policy"))
     return found
-
-
-class _Unscored(Reward):
-    """Where no reward is given."""
-
-    def score(self, completions: Completions) -> Scores:
-        return Scores(torch.zeros(len(completions.responses)))
 
 
 class _Other(Reference):
