@@ -314,7 +314,6 @@ STEPS = """
 import sys
 from pathlib import Path
 from benchmarks.peers import turns
-from benchmarks.peers import turns
 from benchmarks.peers.processes import report
 from benchmarks.workloads.shared import Clock
 

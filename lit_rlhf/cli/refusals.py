@@ -127,7 +127,7 @@ class Constructor:
 
     def error_behind(self, error: BaseException) -> LitRLHFError | None:
         """The library's own error that the parser wrapped, or told of."""
-        told = (each for each in self.refused if str(each).splitlines()[0] in str(error))
+        told = (each for each in self.refused if str(each).partition("\n")[0] in str(error))
         return own_error(error) or next(told, None)
 
 

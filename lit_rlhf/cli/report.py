@@ -23,9 +23,8 @@ def report(runs: list[Path], output: Path | None = None) -> None:
         output: The file; its numbers lie as JSON beside it. Default: report.html in the run's directory; of several
             runs, in the current one.
     """
-    default = (
-        runs[0] if len(runs) == 1 and not runs[0].is_file() else Path()
-    )  # a file is refused below
+    # A file is refused below.
+    default = runs[0] if len(runs) == 1 and not runs[0].is_file() else Path()
     output = output or default / "report.html"
     refuse_output(output, "--output", WRITES["report"]["output"])
     rounds = [run for run in runs if (run / ROUNDS).is_file()]

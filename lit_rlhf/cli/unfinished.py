@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from lit_rlhf.cli.output import progress
 from lit_rlhf.data import AsChat, Format
+from lit_rlhf.data.written import written_messages
 from lit_rlhf.evaluation.scorers import Layout
 from lit_rlhf.files import writing
 from lit_rlhf.models import Backbone
@@ -107,7 +108,7 @@ def as_learned(
     chat = AsChat(format, system=system or None)
     if layout != "auto":
         return chat if layout == "chat" else format
-    texts = [each for each in prompts if isinstance(each, str)]
+    texts = [each for each in prompts if isinstance(each, str) and written_messages(each) is None]
     if learned is None or not of_chats or not texts or all(map(learned.is_in, texts)):
         return format
     sys.stderr.write(

@@ -34,7 +34,7 @@ _OURS = "lit_rlhf"
 _FORMATS = ("answers", "pairs", "rankings", "steps")
 _PREPARING = (
     *("chat", "conversion", "encoding", "pieces", "preparation", "readers", "records", "repeats"),
-    *("sources", "wrappers", *(f"formats.{name}" for name in _FORMATS)),
+    *("sources", "wrappers", "written", *(f"formats.{name}" for name in _FORMATS)),
 )
 """The modules of this package that turn files into tokens."""
 _INSTALLED = tuple(

@@ -31,8 +31,9 @@ from urllib.parse import urlsplit
 from tenacity import retry, retry_if_not_exception_type, stop_after_attempt, wait_exponential
 
 from lit_rlhf.data.conversion import Source
-from lit_rlhf.data.records import UnreadableRow, refuse_one_object
+from lit_rlhf.data.records import UnreadableRow
 from lit_rlhf.data.rows import cache_root
+from lit_rlhf.data.written import refuse_one_object
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.files import near_path, whole_file
 from lit_rlhf.options import check_option, is_text

@@ -67,7 +67,7 @@ Layout = Literal["text", "chat", "transcript", "canonical"]
 """How text that is a conversation is read: as it stands, as messages, with the markers of transcripts, or as messages
 where it is question and answers, and transcripts as they stand."""
 _USUAL: dict[Kind, tuple[Columns, ...]] = {
-    "steps": (formats.Steps(),),
+    "steps": (formats.Steps(completions="steps"),),
     "pairs": (formats.ExplicitPrompt(), formats.PreferenceLabel()),
     "rankings": (formats.Ranked(), formats.Ranked(ranks="ranks")),
     "unpaired": (formats.Unpaired(), formats.Unpaired(score="score")),
@@ -79,6 +79,7 @@ _USUAL: dict[Kind, tuple[Columns, ...]] = {
 _OTHER_NAMES = {
     "prompt": "question query instruction input prompt_text user context",
     "completion": "response answer output reply target solution assistant",
+    "steps": "completions solution_steps reasoning_steps",
     "completions": "responses answers outputs candidates",
     "chosen": "better best preferred good accepted winner win positive chosen_response response_chosen",
     "rejected": "worse worst dispreferred bad loser lose negative rejected_response response_rejected",
@@ -330,8 +331,9 @@ def way_to_read(
     """
     if found := proposal(rows, kinds, option):
         return f"If their names mean what they say, add {found}."
-    example = _USUAL[kinds[0]][0]
-    names = " ".join(f"{option}.{name} COLUMN" for name in example.needed or ("prompt",))
+    example = _USUAL[kinds[0] if len(kinds) == 1 else "pairs"][0]
+    columns = [f.name for f in fields(example) if getattr(example, f.name) in example.reads()]
+    names = " ".join(f"{option}.{name} COLUMN" for name in columns)
     return (
         f"Nearest: {nearest_formats(rows, usual)}. Set `format` to one of these with the names of your columns "
         f"({option} {type(example).__name__} {names}), or give a Format of your own."
@@ -345,7 +347,14 @@ def proposal(rows: Sequence[Row], kinds: Sequence[Kind], option: str) -> str:
             changed = [f for f in fields(made) if getattr(made, f.name) != f.default]
             named = [f"{option}.{f.name} {shlex.quote(getattr(made, f.name))}" for f in changed]
             words = " ".join([option, type(made).__name__, *named])
-            return f"{words} (in Python format={spell(made)})"
+            means = ""
+            if isinstance(
+                made, formats.PreferenceLabel
+            ):  # others count from 0, or mean the second by 1
+                means = (
+                    f"; true or 1 in {made.label!r} then says that {made.first!r} is the better one"
+                )
+            return f"{words} (in Python format={spell(made)}{means})"
     return ""
 
 

@@ -1,16 +1,14 @@
 """Canonical records, what formats read them by, and the errors of rows that can't be turned into one."""
 
-import ast
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, ClassVar, Never, TypeAlias
 
 from lit_rlhf import types
+from lit_rlhf.data.written import ROLES, written_messages
 from lit_rlhf.errors import DataError
 
 Row: TypeAlias = Mapping[str, Any]
@@ -27,17 +25,6 @@ LABELS = {
 """How text and numbers are read as labels, in any case of letters."""
 OPTIONAL_FIELDS = {"margin": 0.0, "p_chosen": 1.0}
 """Fields that only some records have, and the value that says nothing beyond the order of the pair."""
-
-
-_AROUND = ("data", "rows", "examples", "samples", "instances", "train")
-"""What the list of all rows is called in a file that is one object."""
-_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["']\s*:""")
-_ROLES = {
-    "human": "user",
-    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "function_call"), "assistant"),
-    "observation": "tool",
-}
-"""What ShareGPT calls the roles; others keep their names."""
 
 
 class InvalidRowError(DataError):
@@ -171,7 +158,7 @@ def check_text(value: Any, column: str) -> Text:
         InvalidRowError: It is neither, or a content is no text.
     """
     if isinstance(value, str):
-        turns = _written_messages(value)
+        turns = written_messages(value)
         if turns is None:
             return value
         value = turns
@@ -180,7 +167,7 @@ def check_text(value: Any, column: str) -> Text:
     turns = list(value) if isinstance(value, list | tuple) else []
     for place, turn in enumerate(turns):
         if isinstance(turn, Mapping) and not turn.get("role") and isinstance(turn.get("from"), str):
-            own = {"role": _ROLES.get(turn["from"], turn["from"]), "content": turn.get("value")}
+            own = {"role": ROLES.get(turn["from"], turn["from"]), "content": turn.get("value")}
             turns[place] = own | {
                 k: v for k, v in turn.items() if k not in {"from", "value", "role"}
             }
@@ -192,40 +179,6 @@ def check_text(value: Any, column: str) -> Text:
             f"got {type(value).__name__} {shorten(value)}; messages are a list of {{'role': ..., 'content': ...}}",
         )
     return [_message(turn, column) for turn in turns]
-
-
-def _written_messages(text: str) -> list[Any] | None:
-    """The messages that a text spells in JSON, or as Python writes them; None: it is text."""
-    if _MESSAGES.match(text) is None:
-        return None
-    for parse in (json.loads, ast.literal_eval):
-        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            found: Any = parse(text.strip())
-            named = (isinstance(turn, dict) and turn.keys() & {"role", "from"} for turn in found)
-            return found if isinstance(found, list) and all(named) else None
-    return None
-
-
-def refuse_one_object(found: Any, what: str) -> None:
-    """Refuse a JSON file that is one object around its rows, as other programs write them.
-
-    Raises:
-        DataError: It is.
-    """
-    if not isinstance(found, dict):
-        return
-    values = list(found.values())
-    lists = [name for name in _AROUND if _is_rows(found.get(name))]
-    columns = all(isinstance(v, list) and not _is_rows(v) for v in values)
-    alike = _is_rows(values) and len({frozenset(value) for value in values}) == 1
-    several = len(values) > 1 and ((columns and len({*map(len, values)}) == 1) or alike)
-    if lists or several:
-        way = f"the list {lists[0]!r} of it, alone" if lists else "with pandas orient='records'"
-        raise DataError(f"{what} is one object, and must be a list of its rows: write {way}.")
-
-
-def _is_rows(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
 
 
 def read_list(row: Row, column: str, least: int = 2) -> Sequence[Any]:

@@ -81,6 +81,8 @@ def test_columns_beside_a_prompt_are_named(
         ({"query": "q", "answers": ["a", "b"], "ratings": [1, 2]}, "rankings"),
         ({"question": "q", "responses": ["a", "b"], "ranking": [1, 2]}, "rankings"),
         ({"content": "a"}, "text"),
+        ({"question": "q", "steps": ["a", "b"], "step_labels": [1, 0]}, "steps"),
+        ({"question": "q", "completions": ["a", "b"], "labels": [True, False]}, "steps"),
         ({"question": "q", "topic": "t"}, "prompts"),
     ],
 )  # fmt: skip
@@ -107,6 +109,19 @@ def test_nothing_is_proposed_of_names_that_say_nothing(
     said = capsys.readouterr().err
     assert "mean what they say" not in said
     assert "Nearest: " in said
+    assert "(--format ExplicitPrompt --format.prompt COLUMN --format.chosen COLUMN" in said
+
+
+def test_answers_with_labels_are_not_proposed_as_steps_and_a_number_for_the_winner_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In many data sets 1 is the second answer, counted from 0."""
+    rows = [{"prompt": "q", "responses": ["a", "b"], "labels": [1, 0]}]
+    main(["data", "show", str(write_jsonl(tmp_path / "answers.jsonl", rows))])
+    assert "--format Steps" not in capsys.readouterr().out
+    rows = [{"prompt": "q", "answer_a": "a", "answer_b": "b", "winner": w} for w in (0, 1)]
+    main(["data", "show", str(write_jsonl(tmp_path / "pairs.jsonl", rows))])
+    assert "1 in 'winner' then says that 'answer_a' is the better" in capsys.readouterr().out
 
 
 def test_the_first_row_that_can_be_used_is_shown_with_the_ends_of_its_texts(

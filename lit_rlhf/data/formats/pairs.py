@@ -355,11 +355,12 @@ class PreferenceLabel(Columns):
 
     def _first_is_better(self, row: Row) -> bool:
         said = str(read_value(row, self.label)).strip().lower()
+        columns = self.first.lower(), self.second.lower()
+        if said in columns:  # before other words: a column may be called `a` and stand second
+            return said == columns[0]
         if said.startswith(_TIES):
             raise InvalidRowError("a tie", f"column {self.label!r} says {said[:40]!r}")
-        if said in (*_FIRST, self.first.lower()):
-            return True
-        return said not in (*_SECOND, self.second.lower()) and read_bool(row, self.label)
+        return said in _FIRST or (said not in _SECOND and read_bool(row, self.label))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lit_rlhf.data import (
@@ -274,7 +275,14 @@ def test_equal_prompts_have_equal_keys_and_texts_without_prompt_their_own() -> N
     assert Record("", ("a",)).prompt_key() != Record("", ("b",)).prompt_key()
 
 
-@pytest.mark.parametrize("write", [json.dumps, repr, lambda turns: f" {json.dumps(turns)}\n"])
+def str_of_array(turns: list[Any]) -> str:
+    """As pandas writes the lists of Parquet files."""
+    return str(np.array(turns, dtype=object))
+
+
+@pytest.mark.parametrize(
+    "write", [json.dumps, repr, str_of_array, lambda turns: f" {json.dumps(turns)}\n"]
+)
 @pytest.mark.parametrize(("role", "content"), [("role", "content"), ("from", "value")])
 def test_messages_that_are_written_as_text_are_messages(
     write: Callable[[Any], str], role: str, content: str
@@ -292,6 +300,11 @@ def test_messages_that_are_written_as_text_are_messages(
         "[{'role': x}]",
         '[{"role": 1}, 2]',
         '[{"a": 1}]',
+        '[{"role": "admin", "name": "Bob"}]',
+        '[{"role": "user", "name": "Bob"}]',
+        '[{"role": "admin", "content": "all of it"}]',
+        '[{"from": "Berlin", "to": "Paris"}]',
+        '[{"role": ["user"], "content": "x"}]',
     ):
         assert Demonstration()({"prompt": text, "completion": text})[0].prompt == text
 
@@ -307,3 +320,10 @@ def test_the_better_one_of_two_may_be_named(first: Any, second: Any) -> None:
     for said, reason in (("tie (bothbad)", "a tie"), ("Both", "a tie"), ("c", "out of range")):
         with pytest.raises(InvalidRowError, match=reason):
             reader({**row, "winner": said})
+
+
+def test_names_of_columns_come_before_other_words_for_the_first_and_the_second() -> None:
+    turned = PreferenceLabel("q", "b", "a", "winner")
+    for said in ("a", "b"):
+        record = turned({"q": "?", "a": "text of a", "b": "text of b", "winner": said})[0]
+        assert record.completions[0] == f"text of {said}"

@@ -4,11 +4,13 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lit_rlhf.cli import main
+from lit_rlhf.cli.unfinished import as_learned
 from lit_rlhf.data import (
     AsChat,
     AsTranscript,
@@ -239,6 +241,16 @@ def test_commands_write_prompts_as_the_model_has_learned_them(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert answers(QUESTIONS, "--layout=text") != asked
+
+
+def test_messages_written_as_text_stay_as_they_are() -> None:
+    """No system turn comes in front of them, as of other messages."""
+    learned = PromptForm.of_chats(make_tokenizer(), ["Be kind."])
+    backbone: Any = SimpleNamespace(prompts=learned)
+    turns = [[{"role": "user", "content": q}] for q in QUESTIONS]
+    for prompts in (turns, [json.dumps(each) for each in turns], [str(each) for each in turns]):
+        assert as_learned(Demonstration(), "auto", backbone, prompts) == Demonstration()
+    assert as_learned(Demonstration(), "auto", backbone, QUESTIONS) != Demonstration()
 
 
 def test_what_is_kept_to_train_on_has_the_prompts_that_were_asked(
