@@ -26,6 +26,7 @@ from lit_rlhf.cli.unfinished import Unfinished, as_learned, batches_left
 from lit_rlhf.data import PromptDataModule, PromptOnly, RowsSource, Source
 from lit_rlhf.data.preparation import InvalidPolicy
 from lit_rlhf.data.sources import local_source
+from lit_rlhf.data.written import written_messages
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.evaluation.scorers import Layout
 from lit_rlhf.functional.masking import masked_sum
@@ -274,9 +275,10 @@ def _templated(
     for number, row in enumerate(rows):
         said = {**row, "number": number}
         for name, value in row.items():
-            turns = value if isinstance(value, list) else []
+            found = written_messages(value) if isinstance(value, str) else value
+            turns = found if isinstance(found, list) else []
             if turns and all(isinstance(turn, dict) and "content" in turn for turn in turns):
-                said[name] = write_out(value)
+                said[name] = write_out(turns)
         text = render(template, said, "of --prompt_template")
         chats = tokenizer.chat_template is not None
         asked.append({**row, column: [{"role": "user", "content": text}] if chats else text})

@@ -89,7 +89,7 @@ def histogram(
         each = math.ceil((high - low + 1) / bins)
         bins = math.ceil((high - low + 1) / each)
         high = low + each * bins
-    width = (high - low) / bins
+    width = (high - low) / bins or 1.0  # of the smallest numbers it is 0
     rows, counted = [], {}
     for name, values in finite.items():
         counts = [0] * bins

@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import date
 from functools import partial
@@ -15,13 +16,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_rlhf.cli import main, selection
+from lit_rlhf.cli.generate import _templated
 from lit_rlhf.cli.selection import Sample
 from lit_rlhf.cli.unfinished import Unfinished
 from lit_rlhf.data import Demonstration, DemonstrationDataModule, FileSource, PreferenceDataModule
 from lit_rlhf.feedback import read_labelled_pairs
 from lit_rlhf.files import read_lines
 from lit_rlhf.models import precision
-from lit_rlhf.testing import write_jsonl, write_tiny_model
+from lit_rlhf.testing import make_tokenizer, write_jsonl, write_tiny_model
 from tests import warm
 from tests.loopback import Answer, Request, serving
 
@@ -210,6 +212,17 @@ def test_a_template_asks_about_what_the_rows_hold(
     with pytest.raises(SystemExit):
         generate(tiny_model_dir, tmp_path, "--prompt_template", "{{ nothing }}")
     assert "template of --prompt_template fails: 'nothing'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("write", [list, json.dumps, str])
+def test_a_template_writes_out_conversations_though_they_are_held_as_text(
+    write: Callable[[Any], Any],
+) -> None:
+    turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+    rows = [{"talk": write(turns)}]
+    source = _templated(rows, "prompt", "Sum up: {{ talk }}", make_tokenizer())
+    asked = next(iter(source.load()))["prompt"]
+    assert asked == [{"role": "user", "content": "Sum up: user: Hi.\n\nassistant: Hello."}]
 
 
 def test_samples_are_set_against_the_rows_own_answers(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -114,6 +114,12 @@ def test_bars_of_whole_numbers_hold_equally_many(last: int, held: int) -> None:
     assert (rows[0]["x"], end["y"]) == (0, 0)
 
 
+def test_the_smallest_and_the_largest_numbers_have_bars() -> None:
+    for last in (5e-324, 2.0**53, 1e300):
+        plot = histogram("a", {"a": [0, last]}, x="a")
+        assert sum(row["y"] for row in plot.spec["data"]["values"]) == 2
+
+
 def test_long_curves_keep_their_extremes() -> None:
     values = [0.0] * 5000
     values[1234], values[4321] = 9.0, -9.0
