@@ -81,7 +81,9 @@ class Runner:
             try:
                 wait(runs, return_when=FIRST_EXCEPTION)
             finally:
-                file.unlink()  # those that are still there wait for one that failed
+                while wait(runs, timeout=1).not_done:  # they wait for one that failed
+                    file.unlink(missing_ok=True)
+                file.unlink(missing_ok=True)
         return [run.result() for run in runs]
 
     def judged(self, workloads: Sequence[Workload]) -> dict[tuple[str, str], Measured]:
