@@ -37,9 +37,10 @@ _PARITY = ("workload", "compared", "result", "agree")
 def _about(results: Mapping[str, Any]) -> str:
     machine = results["machine"]
     peaks = ", ".join(f"{name} {value:.0f}" for name, value in machine["matmul_gflops"].items())
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
     pairs = "1 pair" if results["pairs"] == 1 else f"{results['pairs']} pairs"
     about = (
-        f"{machine['cpu']}; {machine['cores']} cores, {machine['threads']} threads, {machine['memory_gigabytes']} GB. "
+        f"{machine['cpu']}; {machine['cores']} cores, {threads}, {machine['memory_gigabytes']} GB. "
         f"Weights in {machine['dtype']}, which this CPU multiplies. "
         f"Matrix product, GFLOP/s: {peaks}. {pairs} of runs{', quick settings' if results['quick'] else ''}; "
         f"{results['seconds']['runs'] / 60:.0f} minutes."
