@@ -156,8 +156,8 @@ def _next(trainer: Trainer, module: LightningModule) -> str:
 
 def _export(trainer: Trainer) -> Path | None:
     exports = (each for each in callbacks_of(trainer) if isinstance(each, ExportModel))
-    places = (each.directory(trainer) for each in exports)
-    return next((place for place in places if place.exists()), None)
+    places = (each.directory(trainer) for each in exports if iterations_done(trainer))
+    return next(places, None)
 
 
 def _count(number: int) -> str:

@@ -9,6 +9,7 @@ import pytest
 from lit_rlhf.callbacks import ExportModel, IterationCheckpoint, MetricsFile, RunSummary
 from lit_rlhf.data import PreferenceDataModule, RowsSource
 from lit_rlhf.models import LoraSpec, ModelSpec
+from lit_rlhf.models.cards import RECORD
 from lit_rlhf.modules import RewardModelModule
 from lit_rlhf.testing import tiny_preferences
 from tests.unit.callbacks.standins import quiet_trainer
@@ -45,6 +46,18 @@ def test_the_end_of_a_run(
     assert Path(lines["export"].strip(), "adapter_config.json").is_file()
     assert f"--reward {tmp_path / 'export'}" in lines["next"]
     assert summary.best["val/loss"].iteration in (4, 8)
+
+
+def test_an_export_of_another_run_is_not_named(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / RECORD).touch()
+    with pytest.warns(UserWarning, match="nothing is exported"):
+        run(tiny_model_dir, tmp_path, limit_train_batches=0)
+    text = capsys.readouterr().out
+    assert "Done after 0 iterations" in text
+    assert "export" not in text
 
 
 def test_the_best_is_of_the_whole_run_and_goes_through_checkpoints() -> None:
