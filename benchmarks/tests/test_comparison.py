@@ -214,22 +214,28 @@ def test_curves_are_judged_in_float32_and_told_in_bfloat16() -> None:
         compare(WORKLOADS["dpo"], mixed, {}, "bfloat16")
 
 
+class Replaced(Runner):
+    """With a tiny command in place of a workload's script, in a real process."""
+
+    def instead(self, log: Path) -> list[str | Path]:
+        """Python's arguments behind `-c`."""
+        return ["""print('RESULT {"seconds": [0.5], "samples": 4, "curve": [1.0]}')"""]
+
+    def step(
+        self,
+        command: Sequence[str | Path],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> Run:
+        return super().step([sys.executable, "-c", *self.instead(log)], log, environment)
+
+
 def test_longer_runs_are_made_in_full_comparisons_alone(tmp_path: Path) -> None:
     said: list[str] = []
 
-    class Tiny(Runner):
-        def step(
-            self,
-            command: Sequence[str | Path],
-            log: Path,
-            environment: Mapping[str, str] | None = None,
-        ) -> Run:
-            result = 'RESULT {"seconds": [0.5], "samples": 4, "curve": [1.0]}'
-            return super().step([sys.executable, "-c", f"print('{result}')"], log, environment)
-
     workloads = [WORKLOADS["rloo"], WORKLOADS["generate"]]
     for quick, names in ((True, []), (False, ["rloo-trl-judged", "rloo-lit-judged"])):
-        found = Tiny(
+        found = Replaced(
             tmp_path, Inputs(tmp_path, tmp_path, (2,)), 1, quick=quick, say=said.append
         ).judged(workloads)
         assert [line.split(":")[0] for line in said] == names
@@ -275,20 +281,13 @@ def test_the_report_has_a_row_for_each_workload_and_goes_between_its_marks(tmp_p
 
 
 def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    """With real processes; the command is a tiny one in place of a workload's script."""
     workload, said, broken = WORKLOADS["rloo"], [], [False]
 
-    class Tiny(Runner):
-        def step(
-            self,
-            command: Sequence[str | Path],
-            log: Path,
-            environment: Mapping[str, str] | None = None,
-        ) -> Run:
+    class Tiny(Replaced):
+        def instead(self, log: Path) -> list[str | Path]:
             if "lit-1" in log.name and broken[0]:
                 raise KeyboardInterrupt
-            result = 'RESULT {"seconds": [0.5], "samples": 4, "curve": [1.0]}'
-            return super().step([sys.executable, "-c", f"print('{result}')"], log, environment)
+            return super().instead(log)
 
     runner = Tiny(tmp_path, Inputs(tmp_path, tmp_path, (2,)), 1, quick=True, say=said.append)
     broken[0] = True
@@ -346,22 +345,13 @@ def test_processes_take_turns_by_steps(tmp_path: Path) -> None:
 
 
 def test_where_one_fails_the_others_end(tmp_path: Path) -> None:
-    workload = WORKLOADS["rloo"]
-
-    class Breaking(Runner):
-        def step(
-            self,
-            command: Sequence[str | Path],
-            log: Path,
-            environment: Mapping[str, str] | None = None,
-        ) -> Run:
-            breaks = ["1"] * ("trl" in log.name)
-            steps = [sys.executable, "-c", STEPS, tmp_path / "log", "s", "99999", *breaks]
-            return super().step(steps, log, environment)
+    class Breaking(Replaced):
+        def instead(self, log: Path) -> list[str | Path]:
+            return [STEPS, tmp_path / "log", "s", "99999", *["1"] * ("trl" in log.name)]
 
     runner = Breaking(tmp_path, Inputs(tmp_path, tmp_path, (2,)), 1, quick=True)
     with pytest.raises(RuntimeError, match="broken"):
-        runner.timed([workload], 1)
+        runner.timed([WORKLOADS["rloo"]], 1)
     assert len((tmp_path / "log").read_text().split()) < 99999
 
 

@@ -22,7 +22,7 @@ from lit_rlhf.cli.output import (
     write_rows,
 )
 from lit_rlhf.cli.selection import Sample, Selection
-from lit_rlhf.cli.unfinished import Unfinished, as_learned, batches_left
+from lit_rlhf.cli.unfinished import Unfinished, as_learned, batches_left, unfinished_of
 from lit_rlhf.data import PromptDataModule, PromptOnly, RowsSource, Source
 from lit_rlhf.data.preparation import InvalidPolicy
 from lit_rlhf.data.sources import local_source
@@ -140,9 +140,7 @@ def generate(
         max_invalid=1.0,
         batch_size=batch_size,
     )
-    unfinished = Unfinished(None, request)
-    if output is not None and request:
-        unfinished = Unfinished(output, [request, rows, _weights(actor)])
+    unfinished = unfinished_of(output, request, rows, partial(_weights, actor))
     samples = _samples(actor, data, num_samples, unfinished, with_kl=reference is not None)
     columns = [*(("score", "finished") if reward else ()), *(("kl",) if reference else ())]
     every = keep in ("all", "finished")

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lit_rlhf.data.preparation import InvalidPolicy
 from lit_rlhf.data.sources import local_source
 from lit_rlhf.evaluation.scorers import Layout
 from lit_rlhf.models import Backbone, evaluating
+from lit_rlhf.models.fingerprint import weights_fingerprint
 from lit_rlhf.models.precision import default_device
 from lit_rlhf.models.specs import DTypeOption
 from lit_rlhf.prompt_form import warn_of_prompts
@@ -76,7 +78,9 @@ def score(
     asked = [row.get(prompt_column) for row in every]
     plain = Demonstration(prompt_column, completion_column)
     format = as_learned(plain, layout, backbone, asked)
-    unfinished = unfinished_of(output, request, every, backbone, "reward")
+    unfinished = unfinished_of(
+        output, request, every, partial(weights_fingerprint, backbone, "reward")
+    )
     options = {
         "tokenizer": backbone.tokenizer,
         "format": format,

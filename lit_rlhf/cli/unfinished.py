@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from lit_rlhf.data.written import written_messages
 from lit_rlhf.evaluation.scorers import Layout
 from lit_rlhf.files import writing
 from lit_rlhf.models import Backbone
-from lit_rlhf.models.fingerprint import weights_fingerprint
 
 
 class Unfinished:
@@ -70,12 +69,12 @@ class Unfinished:
 
 
 def unfinished_of(
-    output: Path | None, request: str, rows: Sequence[Any], backbone: Backbone, role: str
+    output: Path | None, request: str, rows: Sequence[Any], weights: Callable[[], Any]
 ) -> Unfinished:
-    """What an earlier call had found for the same request of the same rows, by the same weights of a role."""
+    """What an earlier call had found for the same request of the same rows, by the same weights."""
     if output is None or not request:
         return Unfinished(None, request)
-    return Unfinished(output, [request, rows, weights_fingerprint(backbone, role)])
+    return Unfinished(output, [request, rows, weights()])
 
 
 def batches_left(loader: DataLoader[Any], unfinished: Unfinished, what: str) -> Iterator[Any]:
