@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.time_to_reward.__main__ import racing
 from benchmarks.time_to_reward.judging import coarse_first
 from benchmarks.time_to_reward.race import Pace, Race, adapters
 from benchmarks.time_to_reward.report import (
@@ -77,6 +78,14 @@ def test_the_rate_is_the_first_seeds_best() -> None:
     assert tuned(CURVES, "grpo", "ours") == {
         seed: smooth(CURVES["grpo", 3e-4, seed, "ours"]) for seed in (0, 1)
     }
+    assert list(racing(["grpo", "ppo"], [2], CURVES)) == [
+        ("grpo", 3e-4, 2, "ours"),
+        ("grpo", 3e-4, 2, "theirs"),
+        ("ppo", 3e-4, 2, "ours"),  # nothing judged yet: the first of the grid
+        ("ppo", 3e-4, 2, "theirs"),
+    ]
+    better = CURVES | {("grpo", 1e-3, 0, "theirs"): curve(8.0, [0.2, 0.5, 0.5])}
+    assert [rate for _, rate, _, _ in racing(["grpo"], [2], better)] == [3e-4, 1e-3]
 
 
 def test_tables_tell_who_was_sooner_and_what_was_not_run(tmp_path: Path) -> None:
@@ -107,6 +116,7 @@ def test_adapters_are_kept_with_the_seconds_of_training_alone(tmp_path: Path) ->
         == adapters(weights).keys()
         == {"layers.0.q_proj.lora_A", "layers.0.q_proj.lora_B"}
     )
+    assert read(tmp_path) == {}  # nothing judged yet
     judged = dict.fromkeys(("gold", "gold_stderr", "kl", "kl_stderr"), 0.5)
     (tmp_path / "judged.json").write_text(json.dumps({"initial": judged}))
     (tmp_path / "adapters" / "run-ours" / "judged.json").write_text(

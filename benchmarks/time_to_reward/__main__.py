@@ -4,7 +4,8 @@
     python -m benchmarks.time_to_reward --work runs/time_to_reward --markdown docs/RESULTS.md
 
 Both sides have the same initial policy, reward model, prompts, dtype, LoRA (with the same first weights), completions
-an iteration, KL coefficient and learning rates. Each run is a process of its own with one thread; the sides take turns.
+an iteration, KL coefficient and grid of learning rates, which is tried on the first seed; the other seeds go at the
+rate that was best for their side. Each run is a process of its own with one thread; the sides take turns.
 Adapters are kept every few iterations with the seconds of training so far, and one process judges them all afterwards
 (`judging.py`). Runs and judgements that are there are kept. With `--markdown` nothing is run: the table and curves of
 what is there are written.
@@ -14,8 +15,9 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import chain, product
 from pathlib import Path
 from random import Random
 
@@ -27,7 +29,16 @@ from benchmarks.peers.environments import TRL, TRL_PPO
 from benchmarks.peers.processes import Run, measure
 from benchmarks.time_to_reward.judging import judge_all
 from benchmarks.time_to_reward.race import Race
-from benchmarks.time_to_reward.report import OURS, THEIRS, Key, draw, read, report
+from benchmarks.time_to_reward.report import (
+    OURS,
+    THEIRS,
+    Curves,
+    Key,
+    best_rate,
+    draw,
+    read,
+    report,
+)
 from lit_rlhf.models import load_reward_model
 from lit_rlhf.models.export import export_reward
 
@@ -43,13 +54,16 @@ ITERATIONS = {OURS: 32, THEIRS: 16}
 """Ours goes on for longer, and still ends sooner: what is compared is seconds."""
 
 
-def plan(methods: Sequence[str], rates: Sequence[float], seeds: Sequence[int]) -> Iterator[Key]:
-    """The most telling first: the first rate of each method from every seed, then the other rates; sides by turns."""
-    points = [(rate, seed) for rate in rates for seed in seeds]
-    for rate, seed in points:
-        for method in methods:
-            for side in (OURS, THEIRS):
-                yield method, rate, seed, side
+def tuning(methods: Sequence[str], rates: Sequence[float], seed: int) -> Iterator[Key]:
+    """Each rate from one seed; sides by turns."""
+    for rate, method, side in product(rates, methods, (OURS, THEIRS)):
+        yield method, rate, seed, side
+
+
+def racing(methods: Sequence[str], seeds: Sequence[int], curves: Curves) -> Iterator[Key]:
+    """The other seeds, each side at the rate that was best for it; without any that was judged, at the first."""
+    for seed, method, side in product(seeds, methods, (OURS, THEIRS)):
+        yield method, best_rate(curves, method, side) or RATES[0], seed, side
 
 
 def prepare(work: Path, root: Path, reward: Path, seeds: Sequence[int]) -> None:
@@ -129,17 +143,25 @@ def main() -> None:
         reward = (options.reward or root / "reward" / "export").resolve()
         prepare(work, root, reward, options.seeds)
         end = time.monotonic() + 60 * options.minutes
-        for point in plan(options.methods, options.rates, options.seeds):
-            if time.monotonic() < end:
-                run(work, root, point, options.quick)
-        if not options.no_judge:
-            judge_all(work, root, 32 if options.quick else 256)
+        first, *others = options.seeds
+
+        def carry_out(points: Iterable[Key]) -> None:
+            for point in points:
+                if time.monotonic() < end:
+                    run(work, root, point, options.quick)
+            if not options.no_judge:
+                judge_all(work, root, 32 if options.quick else 256)
+
+        carry_out(tuning(options.methods, options.rates, first))
+        carry_out(racing(options.methods, others, read(work)))
         return
     curves = read(work)
     draw(curves, options.markdown.parent / "time_to_reward.svg")
     about = cpu_model(CPUINFO.read_text(encoding="utf-8"))
-    planned = {key: ITERATIONS[key[-1]] for key in plan(list(METHODS), RATES, SEEDS)}
-    insert(options.markdown, "time-to-reward", report(curves, about, planned))
+    first, *others = SEEDS
+    planned = chain(tuning(list(METHODS), RATES, first), racing(list(METHODS), others, curves))
+    iterations = {key: ITERATIONS[key[-1]] for key in planned}
+    insert(options.markdown, "time-to-reward", report(curves, about, iterations))
 
 
 if __name__ == "__main__":

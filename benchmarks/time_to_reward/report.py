@@ -48,6 +48,8 @@ Curves = Mapping[Key, Curve]
 
 def read(work: Path) -> dict[Key, Curve]:
     """Of all runs under the work directory, as far as they came and were judged, from the initial policy on."""
+    if not (work / "judged.json").is_file():
+        return {}
     initial = json.loads((work / "judged.json").read_text(encoding="utf-8"))["initial"]
     curves = {}
     for file in sorted((work / "adapters").glob(f"*/{RUN}")):
@@ -109,15 +111,26 @@ def at(curve: Curve, cpu: float) -> float:
     return a.gold + (b.gold - a.gold) * (cpu - a.cpu) / (b.cpu - a.cpu)
 
 
+def best_rate(curves: Curves, method: str, side: str) -> float | None:
+    """The learning rate whose best score is the highest on the first seed; None where nothing was judged."""
+    of_side = [key for key in curves if key[::3] == (method, side)]
+    first = min((seed for _, _, seed, _ in of_side), default=None)
+    scores = {
+        rate: best(smooth(curves[method, rate, seed, side])).gold
+        for _, rate, seed, _ in of_side
+        if seed == first
+    }
+    return max(scores, key=lambda rate: scores[rate], default=None)
+
+
 def tuned(curves: Curves, method: str, side: str) -> dict[int, Curve]:
-    """By seed, smoothed, at the learning rate whose best score is the highest on the first seed."""
-    of_side = {key: smooth(curve) for key, curve in curves.items() if key[::3] == (method, side)}
-    if not of_side:
-        return {}
-    first = min(seed for _, _, seed, _ in of_side)
-    on_first = {key: curve for key, curve in of_side.items() if key[2] == first}
-    rate = max(on_first, key=lambda key: best(on_first[key]).gold)[1]
-    return {seed: curve for (_, lr, seed, _), curve in of_side.items() if lr == rate}
+    """By seed, smoothed, at the side's best learning rate."""
+    rate = best_rate(curves, method, side)
+    return {
+        seed: smooth(curve)
+        for (name, lr, seed, who), curve in curves.items()
+        if (name, lr, who) == (method, rate, side)
+    }
 
 
 RUNS = (
