@@ -13,6 +13,7 @@ import yaml
 
 from lit_rlhf.cli.commands import COMMANDS, RECIPES, TRAINING, WRITES
 from lit_rlhf.cli.completion import LIKE_FIT, WORDS, options_of
+from lit_rlhf.cli.other_names import by_another_name
 from lit_rlhf.cli.output import refuse_output
 from lit_rlhf.cli.recipes import expand
 from lit_rlhf.cli.shipped import load_yaml, with_found_configs
@@ -24,36 +25,6 @@ _BASES = {"LightningModule", "LightningDataModule"}
 _OPTION = re.compile(r"--(model|data)\.(?:init_args\.)?([\w-]+)")
 _FLAG = re.compile(r"--\w[\w-]*")
 _OF_EVERY_COMMAND = ("--config", "--print_config")
-_OTHER_NAMES = (
-    ("lr learning_rate", "model.optimizer.lr", ""),
-    ("batch_size train_batch_size per_device_train_batch_size", "data.batch_size", ""),
-    ("epochs num_epochs num_train_epochs max_epochs", "trainer.max_epochs", ""),
-    ("steps num_steps max_steps", "trainer.callbacks+ StopAfter --trainer.callbacks.steps", ""),
-    ("gradient_accumulation_steps", "trainer.accumulate_grad_batches", "sft reward dpo kto"),
-    ("max_grad_norm", "trainer.gradient_clip_val", "sft reward dpo kto"),
-    ("max_grad_norm", "model.updates.max_grad_norm", "ppo grpo"),
-    ("gradient_checkpointing", "model.backbone.gradient_checkpointing", ""),
-    ("lora_r lora_rank rank", "model.backbone.lora.rank", ""),
-    ("lora_alpha", "model.backbone.lora.alpha", ""),
-    ("dtype torch_dtype", "model.backbone.dtype", ""),
-    ("quantization load_in_4bit", "model.backbone.quantization", ""),
-    ("bf16 fp16 precision", "trainer.precision", ""),
-    ("max_length max_seq_length max_completion_length", "data.max_completion_length", "sft reward dpo kto"),
-    ("max_prompt_length", "data.max_prompt_length", ""),
-    ("beta", "model.loss.beta", "dpo kto"),
-    ("beta kl_coef init_kl_coef", "model.kl.coef", "ppo grpo"),
-    ("loss loss_type", "model.loss", "reward dpo kto"),
-    ("max_new_tokens max_completion_length response_length", "model.sampling.max_new_tokens", "ppo grpo"),
-    ("temperature", "model.sampling.temperature", "ppo grpo"),
-    ("num_generations num_samples", "model.num_samples", "grpo"),
-    ("output output_dir save_dir", "run_dir", ""),
-    ("resume resume_from_checkpoint", "ckpt_path last", ""),
-    ("format", "data.format", ""),
-    ("val eval_data val_data eval_dataset", "data.val FileSource --data.val.path", ""),
-    ("devices gpus num_gpus num_processes", "trainer.devices", ""),
-    ("logger report_to", "trainer.logger", ""),
-)  # fmt: skip
-"""What others call options of training; ours; and the recipes that have it, of which `fit` knows none: all of them."""
 _OF_EVERY_CLASS = ("class_path", "init_args", "dict_kwargs")
 
 
@@ -188,20 +159,6 @@ def no_option_of(kind: str, word: str, options: Sequence[str], key: str) -> str:
     return f"{kind} has no option {word!r}.{near(word, options)} Its options: --{key}.help {kind}"
 
 
-def _by_another_name(name: str, command: str) -> str:
-    """A question for our options that others call so, with a space before it; empty where none is."""
-    training = COMMANDS.get(command)
-    if training is None or training.module not in (TRAINING, RECIPES):
-        return ""
-    ours = [
-        f"--{option}"
-        for names, option, recipes in _OTHER_NAMES
-        if name.removeprefix("--").replace("-", "_") in names.split()
-        and (not recipes or command in recipes.split() or training.module == TRAINING)
-    ]
-    return f" Did you mean {' or '.join(ours)}?" if ours else ""
-
-
 def no_option(words: str, command: str, others: Sequence[str] = ()) -> str:
     """What is said of words that belong to no option of a command; `others` it has beside those of its help."""
     option = next((each for each in words.split() if each.startswith("-")), None)
@@ -211,7 +168,7 @@ def no_option(words: str, command: str, others: Sequence[str] = ()) -> str:
         for each in [*options_of(command.split(maxsplit=1)[0]), *others]
         if not each.endswith(".help") and each != name  # of another subcommand
     ]
-    hint = _by_another_name(name, command) or near(name, known)
+    hint = by_another_name(name, command) or near(name, known)
     said = (
         f"there is no option {name}.{hint or near(name.partition('.')[0], known)}"
         if name

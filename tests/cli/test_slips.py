@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from lit_rlhf.cli import early, main
-from lit_rlhf.cli.commands import COMMANDS
+from lit_rlhf.cli import main
+from lit_rlhf.cli.commands import COMMANDS, TRAINING
+from lit_rlhf.cli.completion import LIKE_FIT, options_of
+from lit_rlhf.cli.early import no_option
+from lit_rlhf.cli.other_names import _MODEL, _ROWS, _WHERE, TABLE, _of_trl, by_another_name
+from lit_rlhf.cli.shipped import RECIPES
 from tests.cli.test_main import REWARD, refused, trained
 from tests.walks import walk
 
@@ -20,6 +24,9 @@ DDP = "lightning.pytorch.strategies.DDPStrategy"
         (["rewrd"], "lit-rlhf: there is no command 'rewrd'. Did you mean reward?"),
         (["push", "out", "me/it", "--dryrun"], "no option --dryrun. Did you mean --dry_run"),
         (["generate", "--promt", "a"], "no option --promt. Did you mean --prompt"),
+        (["generate", "--data", "a"], "no option --data. Did you mean --prompts?"),
+        (["chat", "--model", "a"], "Did you mean MODEL, without a name? lit-rlhf chat --help"),
+        (["estimate", "-c", "sft/lora", "--lr", "1"], "Did you mean --model.optimizer.lr? lit-rl"),
         (["label", "a.jsonl", "--output", "b.jsonl", "--judge", "LocalJuge"], "mean LocalJudge"),
         (["from-trl", "a.py", "--task", "rewards"], "Expected one of 'sft', 'reward',"),
         (["report"], "runs must be given: lit-rlhf report --help"),
@@ -141,21 +148,60 @@ VALUES = {
 }  # else 1
 
 
-@pytest.mark.parametrize(
-    ("names", "ours", "recipes"), walk(early._OTHER_NAMES, *early._OTHER_NAMES[:3])
-)
+OF_TRAINING = [row for row in TABLE if set(row[2].split()) <= set(RECIPES)]
+
+
+@pytest.mark.parametrize(("names", "ours", "recipes"), walk(OF_TRAINING, *OF_TRAINING[:3]))
 def test_what_others_call_an_option_is_answered_with_ours(
     names: str, ours: str, recipes: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = (recipes or "dpo").split()[-1]
+    taken = {*options_of(recipe), "--reward"}  # its own
     for name in names.split():
         for command in (recipe, "fit"):
+            if command == recipe and f"--{name}" in taken:
+                continue
             said = refused(capsys, [command, f"--{name}", "1"])
             assert re.search(rf"(mean|or) --{re.escape(ours)}( or|\?)", said), said
     value = next((value for end, value in VALUES.items() if ours.endswith(end)), "1")
     with pytest.raises(SystemExit) as ended:
         main([recipe, "--print_config", *f"--{ours} {value}".split()])
     assert ended.value.code == 0
+
+
+def test_what_trl_calls_an_option_is_answered_by_its_own_table() -> None:
+    """Which ours says nothing twice of, and `estimate` takes as `fit` does."""
+    for command in ("fit", "estimate"):
+        asked = by_another_name("--lora-r", command), by_another_name("--learning_rate", command)
+        assert asked == (
+            " Did you mean --model.backbone.lora.rank?",
+            " Did you mean --model.optimizer.lr?",
+        )
+    twice = [
+        (name, ours)
+        for names, ours, recipes in OF_TRAINING
+        for name in names.split()
+        if all(f"--{ours}" in _of_trl(name, recipe) for recipe in recipes.split() or RECIPES)
+    ]
+    assert not twice
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in (*RECIPES, "fit")])
+def test_what_another_command_calls_an_option_is_answered_with_its_own(command: str) -> None:
+    own = {each.removeprefix("--") for each in options_of(command)}
+    rows = [row for row in TABLE if command in row[2].split()]
+    for names, ours, _ in rows:
+        for name in set(names.split()) - own:
+            meant = ours if ours.isupper() else f"--{ours}"
+            assert re.search(rf"(mean|or) {meant}( or|\?|,)", no_option(f"--{name} 1", command))
+        firsts = {each.removeprefix("--").split(".")[0] for each in ours.split(" or ")}
+        assert ours.isupper() or firsts <= own
+    classes = (*LIKE_FIT, "verify")  # whose --model is one
+    if COMMANDS[command].module != TRAINING and command not in classes:
+        for group in (_MODEL, _ROWS, _WHERE):
+            mine = own.intersection(group.split()) - {"policy", "dataset"}
+            told = {ours.split(".")[0] for names, ours, _ in rows if group in names}
+            assert not mine or told, f"{command} has {mine}: give it a row in other_names.TABLE"
 
 
 def test_a_start_that_is_refused_leaves_a_run_as_it_was(
