@@ -238,13 +238,16 @@ class Completions:
     """N prompts as the data set has them: texts, or messages where `prompts` has what a template made of them."""
 
     def samples(self, scores: "Scores", iteration: int) -> "list[Sample]":
-        """The completions for people to read; those that couldn't be scored have nan."""
+        """The completions for people to read; nan for those that couldn't be scored, no score where nothing scores."""
         known = scores.total.masked_fill(scores.left_out, math.nan)
         columns = (self.prompts, self.responses, known.tolist(), self.finished.tolist())
-        return [
+        samples = [
             Sample(iteration=iteration, prompt=p, response=r, score=score, finished=ended)
             for p, r, score, ended in zip(*columns, strict=True)
         ]
+        for sample in samples if not scores.given else ():
+            del sample["score"]
+        return samples
 
 
 @dataclass(frozen=True)
@@ -256,6 +259,8 @@ class Scores:
     """(N,) each: what the total is made of, or what watches beside it, by name; for the logs."""
     failed: Tensor | None = None
     """(N,) bool: completions that couldn't be scored and are to be left out; their total is a mean of others."""
+    given: bool = True
+    """Whether anything scored; where nothing does, the total is 0 for all, and is not shown."""
 
     @property
     def left_out(self) -> Tensor:
@@ -271,7 +276,7 @@ class Sample(TypedDict):
     iteration: int  # iterations done when it was drawn
     prompt: str
     response: str
-    score: float
+    score: NotRequired[float]  # missing where nothing scores
     finished: bool
 
 

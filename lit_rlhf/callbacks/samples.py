@@ -20,9 +20,9 @@ class SampleTable(RecordingCallback):
     """Keeps prompts, responses and scores of rollouts and validations.
 
     All of them go to `samples.jsonl`: one line per sample with `iteration` (iterations done when it was drawn), `stage`
-    (`train` or `validation`), `prompt`, `response`, `score`, `finished`. The first few also go as a table to
-    TensorBoard, Weights & Biases and MLflow, where such a logger is in use. With several processes the samples of all
-    of them are gathered.
+    (`train` or `validation`), `prompt`, `response`, `score` where something scores, and `finished`. The first few also
+    go as a table to TensorBoard, Weights & Biases and MLflow, where such a logger is in use. With several processes the
+    samples of all of them are gathered.
 
     Args:
         every_n_iterations: Show the training samples of every n-th iteration; validation is always shown.
@@ -88,7 +88,8 @@ class SampleTable(RecordingCallback):
         if not gathered or not trainer.is_global_zero:
             return
         self.write(trainer, [{"stage": stage, **sample} for sample in gathered])
-        rows = [[sample.get(column) for column in _COLUMNS] for sample in gathered[: self.num_rows]]
+        columns = [column for column in _COLUMNS if any(column in sample for sample in gathered)]
+        rows = [[sample.get(column) for column in columns] for sample in gathered[: self.num_rows]]
         for logger in trainer.loggers:
             step = iterations_done(trainer) - 1  # as loggers count
-            log_table(logger, f"{stage}/samples", _COLUMNS, rows, step)
+            log_table(logger, f"{stage}/samples", columns, rows, step)

@@ -82,6 +82,10 @@ class Means:
         }
 
 
+SHOWN = {"reward": "objective/scores", "kl": "objective/kl"}
+"""What the progress bar shows of them, by the names that it has there."""
+
+
 def rollout_metrics(
     rollout: EvaluatedRollout,
     kl_coef: float,
@@ -102,12 +106,12 @@ def rollout_metrics(
     kl = masked_sum(k1(rollout.old_logprobs, rollout.ref_logprobs), mask, dim=-1)[counted]
     lengths = mask.sum(-1)[counted].float()
     metrics = {
-        "objective/scores": scores.mean(),
+        **({"objective/scores": scores.mean()} if rollout.scores.given else {}),
         "objective/kl": kl.mean(),
         "objective/non_score_reward": -kl_coef * kl.mean(),
         "objective/rlhf_reward": scores.mean() - kl_coef * kl.mean(),
         "objective/entropy": -masked_sum(rollout.old_logprobs, mask, dim=-1)[counted].mean(),
-        "objective/scores_std": scores.std(unbiased=False),
+        **({"objective/scores_std": scores.std(unbiased=False)} if rollout.scores.given else {}),
         "completions/mean_length": lengths.mean(),
         "completions/min_length": lengths.min(),
         "completions/max_length": lengths.max(),
@@ -141,8 +145,9 @@ def evaluation_metrics(rollout: EvaluatedRollout) -> dict[str, Tensor]:
     """Score, KL to the reference and length of held-out samples, and the parts of the reward; for `row_means`."""
     mask, scores = rollout.response_mask, rollout.scores
     counted = ~scores.left_out
+    total = torch.where(counted, scores.total, torch.nan)
     metrics = {
-        "objective/scores": torch.where(counted, scores.total, torch.nan),
+        **({"objective/scores": total} if scores.given else {}),
         "objective/kl": masked_sum(k1(rollout.old_logprobs, rollout.ref_logprobs), mask, dim=-1),
         "completions/mean_length": mask.sum(-1).float(),
         "completions/clipped_ratio": (~rollout.completions.finished).float(),

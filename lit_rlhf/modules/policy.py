@@ -23,7 +23,7 @@ from lit_rlhf.models.flops import generation_flops
 from lit_rlhf.modules import minibatches, refusals
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.collect import read_completions, score_completions
-from lit_rlhf.modules.means import Means, evaluation_metrics, rollout_metrics
+from lit_rlhf.modules.means import SHOWN, Means, evaluation_metrics, rollout_metrics
 from lit_rlhf.modules.minibatches import MicrobatchSize, rollout_forward, rollout_logprobs
 from lit_rlhf.modules.phases import Phases
 from lit_rlhf.modules.reference import Reference
@@ -300,7 +300,7 @@ class PolicyModule(RLHFModule):
         self.means = Means()
         named = {f"train/{name}": float(value) for name, value in metrics.items()}
         self.log_dict(named, batch_size=rollout.num_prompts)
-        shown = {"reward": metrics["objective/scores"], "kl": metrics["objective/kl"]}
+        shown = {short: metrics[name] for short, name in SHOWN.items() if name in metrics}
         self.log_dict(shown, prog_bar=True, logger=False)
         self.kl.update(metrics["objective/kl"], len(rollout.response_mask))
         self.iteration += 1

@@ -90,7 +90,7 @@ def scores_of(reward: Reward, completions: Completions) -> Scores:
     numbers = found.total, *found.parts.values()
     total, *parts = (value.detach().to(device, torch.float32) for value in numbers)
     failed = None if found.failed is None else found.failed.to(device).bool()
-    return Scores(total, dict(zip(found.parts, parts, strict=True)), failed)
+    return Scores(total, dict(zip(found.parts, parts, strict=True)), failed, found.given)
 
 
 def read_column(completions: Completions, name: str, reader: str) -> list[Any]:

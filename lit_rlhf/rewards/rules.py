@@ -36,7 +36,8 @@ class NoReward(Reward):
 
     def score(self, completions: Completions) -> Scores:
         """(N,) float32."""
-        return Scores(completions.tokens.new_zeros(len(completions.tokens), dtype=torch.float32))
+        zeros = completions.tokens.new_zeros(len(completions.tokens), dtype=torch.float32)
+        return Scores(zeros, given=False)
 
 
 class LengthReward(Reward):

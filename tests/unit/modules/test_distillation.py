@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch.nn.functional import pad
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_rlhf.callbacks import MovingReference
+from lit_rlhf.callbacks import MovingReference, RunSummary, SampleTable
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
 from lit_rlhf.modules import (
@@ -38,7 +39,7 @@ from tests.unit.modules.one_iteration import (
     parameters_of,
     text_batch,
 )
-from tests.unit.modules.policies import fit, prompt_batch
+from tests.unit.modules.policies import fit, make_trainer, prompt_batch, prompt_loader
 from tests.walks import walk
 
 SHORT = Sampling(max_new_tokens=5, temperature=0.8)
@@ -112,7 +113,7 @@ def test_the_student_comes_nearer_and_the_teacher_is_asked_once_a_minibatch(
     assert len(passes) == 20 * 2
     for name in ("train/loss/divergence_avg", "train/objective/kl"):
         assert logged[-1][name] < 0.7 * logged[0][name]
-    assert logged[0]["train/objective/scores"] == 0
+    assert "train/objective/scores" not in logged[0]
 
 
 def test_a_reward_is_logged_and_teaches_nothing(tiny_model_dir: Path) -> None:
@@ -120,7 +121,8 @@ def test_a_reward_is_logged_and_teaches_nothing(tiny_model_dir: Path) -> None:
     batch = prompt_batch(tiny_model_dir)
     unscored, scored = iterate(plain, batch), iterate(watched, batch)
     assert_close(parameters_of(plain), parameters_of(watched), rtol=0, atol=0)
-    assert unscored["train/objective/scores"] == 0 < scored["train/objective/scores"]
+    assert "train/objective/scores" not in unscored
+    assert scored["train/objective/scores"] > 0
 
 
 def test_given_answers_have_the_rest_of_the_weight(tiny_model_dir: Path) -> None:
@@ -145,6 +147,24 @@ def test_a_share_of_answers_needs_answers(tiny_model_dir: Path) -> None:
         iterate(module, prompt_batch(tiny_model_dir))
     with pytest.raises(ConfigurationError, match=r"lmbda=0.*\(0, 1\]"):
         make(tiny_model_dir, lmbda=0)
+
+
+def test_nothing_is_shown_of_scores_that_nothing_gave(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callbacks = [RunSummary(), SampleTable(dirpath=str(tmp_path))]
+    trainer = make_trainer(callbacks=callbacks, limit_val_batches=1, max_steps=-1)
+    loader = prompt_loader(tiny_model_dir, 4)
+    trainer.fit(make(tiny_model_dir), loader, loader)
+    known = trainer.callback_metrics.keys() | trainer.progress_bar_metrics.keys()
+    assert {"kl", "train/objective/kl", "val/objective/kl"} <= known
+    assert not [name for name in known if "scores" in name or name == "reward"]
+    end = capsys.readouterr().out.partition("Done after")[2]
+    assert "kl" in end
+    assert not {"reward", "scores"} & set(re.findall(r"\w+", end))
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert {each["stage"] for each in samples} == {"train", "validation"}
+    assert not [each for each in samples if "score" in each]
 
 
 def test_checkpoints_hold_nothing_of_the_teacher(tiny_model_dir: Path, tmp_path: Path) -> None:
