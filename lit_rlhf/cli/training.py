@@ -66,7 +66,7 @@ from lit_rlhf.internals.lightning import (
     silence_adverts,
 )
 from lit_rlhf.modules.monitors import watched
-from lit_rlhf.modules.refusals import refuse_automatic_options
+from lit_rlhf.modules.refusals import refuse_automatic_options, refuse_idle_options
 
 # Their classes are known by short names in YAML.
 for _package in PACKAGES:
@@ -208,6 +208,12 @@ class TrainingCLI(CommandLineWins):
             return super().instantiate_trainer(**kwargs)
         except Exception as error:
             options = vars(self.config[self.subcommand].trainer)
+            strategy = options["strategy"]
+            if isinstance(strategy, str) and re.search("[.A-Z]", strategy):
+                raise ConfigurationError(
+                    f"trainer.strategy={strategy!r} is none of Lightning's names for strategies. Of a class say that "
+                    f"it is one: --trainer.strategy.class_path {strategy}"
+                ) from error
             said = set(re.findall(r"\w+", str(error)))
             names = [name for name in options if name in said]
             names = names or ["accelerator", "devices", "num_nodes", "strategy", "precision"]
@@ -221,6 +227,7 @@ class TrainingCLI(CommandLineWins):
         self._check_checkpoint()
         if not self.model.automatic_optimization:
             refuse_automatic_options(self.trainer, self.model)
+        refuse_idle_options(self.trainer)
         self._refuse_other_run()
         self._try_optimizer()
         options = self.config[self.subcommand]

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Sampler
@@ -341,17 +342,25 @@ class BranchedDataModule(LightningDataModule, ABC):
         if samplers.overfits(self.trainer):
             return self._loader(rows, self.batch_size)
         count, rank = samplers.replicas(self.trainer)
-        sampler = samplers.LengthBucketSampler(
-            rows.lengths,
-            self.batch_size,
-            num_replicas=count,
-            rank=rank,
-            seed=self.seed,
-            bucket_batches=self.bucket_batches,
-            drop_last=self.drop_last,
-            position=self._position,
-            shares=shares_of(self.sources["train"], rows),
-        )
+        try:
+            sampler = samplers.LengthBucketSampler(
+                rows.lengths,
+                self.batch_size,
+                num_replicas=count,
+                rank=rank,
+                seed=self.seed,
+                bucket_batches=self.bucket_batches,
+                drop_last=self.drop_last,
+                position=self._position,
+                shares=shares_of(self.sources["train"], rows),
+            )
+        except ConfigurationError as error:
+            if self.trainer and any(isinstance(c, BatchSizeFinder) for c in self.trainer.callbacks):
+                error.add_note(
+                    "BatchSizeFinder tried that size: with drop_last: false it ends where a batch holds all rows, and "
+                    "with max_trials before it."
+                )
+            raise
         return self._loader(rows, self.batch_size, sampler)
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:

@@ -192,18 +192,47 @@ def refuse_automatic_options(trainer: Trainer, module: LightningModule) -> None:
 
     Lightning refuses both too, and names as the way out an automatic optimization that policies can't have.
     """
-    name, clip = type(module).__name__, trainer.gradient_clip_val
-    if clip is not None:
-        raise ConfigurationError(
-            f"trainer.gradient_clip_val={clip}: {name} steps its optimizer itself and "
-            "clips there. Remove it, and set model.updates.max_grad_norm."
-        )
+    name = type(module).__name__
+    for option in ("gradient_clip_val", "gradient_clip_algorithm"):
+        if (clip := getattr(trainer, option)) is not None:
+            raise ConfigurationError(
+                f"trainer.{option}={getattr(clip, 'value', clip)}: {name} steps its optimizer itself and clips there. "
+                "Remove it, and set model.updates.max_grad_norm."
+            )
     if trainer.accumulate_grad_batches != 1:
         raise ConfigurationError(
             f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: {name} sums gradients over "
             "microbatches itself. Remove it, and set model.updates.microbatch_tokens (memory), "
             "model.updates.minibatches (optimizer steps per pass) or data.batch_size."
         )
+
+
+def refuse_idle_options(trainer: Trainer) -> None:
+    """Refuse options of a run that Lightning takes without a word, and that do nothing.
+
+    Args:
+        trainer: Of the run.
+    """
+    how = trainer.gradient_clip_algorithm
+    if how is not None and trainer.gradient_clip_val is None:
+        raise ConfigurationError(
+            f"trainer.gradient_clip_algorithm={how.value} says how to clip to trainer.gradient_clip_val, which isn't "
+            "given: nothing would be clipped. Give both, or neither."
+        )
+    if is_dry_run(trainer):  # whose ends are its own
+        return
+    for unit in ("epochs", "steps"):
+        least, most = getattr(trainer, f"min_{unit}"), getattr(trainer, f"max_{unit}")
+        if most == 0:
+            raise ConfigurationError(
+                f"trainer.max_{unit}=0 trains nothing. Give 1 or more, or leave it out; --trainer.fast_dev_run 1 tries "
+                "whether a configuration runs."
+            )
+        if least is not None and most is not None and 0 < most < least:
+            raise ConfigurationError(
+                f"trainer.min_{unit}={least} is never reached: trainer.max_{unit}={most} ends the run before. Raise "
+                f"max_{unit}, or leave min_{unit} out."
+            )
 
 
 def refuse_callbacks(trainer: Trainer, module: LightningModule) -> None:
@@ -266,7 +295,7 @@ def refuse_trainer_options(trainer: Trainer, stage: str, per_iteration: int) -> 
         return
     if is_dry_run(trainer):
         step_in_each_batch(trainer, per_iteration)
-    elif trainer.max_steps not in (-1, None):
+    elif trainer.max_steps not in (-1, 0, None):  # of 0 there is nothing to count
         raise ConfigurationError(
             f"trainer.max_steps={trainer.max_steps} counts optimizer steps, of which an iteration has {per_iteration}. "
             "Set trainer.max_epochs or trainer.limit_train_batches, or add StopAfter(iterations=...) to "

@@ -11,7 +11,7 @@ from lit_rlhf.cli.completion import LIKE_FIT, options_of
 from lit_rlhf.cli.early import no_option
 from lit_rlhf.cli.other_names import _MODEL, _ROWS, _WHERE, TABLE, _of_trl, by_another_name
 from lit_rlhf.cli.shipped import RECIPES
-from tests.cli.test_main import REWARD, refused, trained
+from tests.cli.test_main import CONSTANT, POLICY, REWARD, refused, trained
 from tests.walks import walk
 
 __all__ = ["trained"]
@@ -75,6 +75,14 @@ DDP = "lightning.pytorch.strategies.DDPStrategy"
         (
             ["fit", *REWARD, "--run_dir", "r", "--seed_everything", "3"],
             "seed_everything=3 with model.seed=0 changes nothing",
+        ),
+        (
+            ["fit", *REWARD, "--run_dir", "r", f"--trainer.strategy={DDP}"],
+            f"Of a class say that it is one: --trainer.strategy.class_path {DDP}",
+        ),
+        (  # which is whole by itself
+            ["fit", *POLICY, *CONSTANT, "--run_dir", "r", "-c", "overlays/ahead"],
+            "No vLLM server at http://127.0.0.1:8000 can be used.",
         ),
     ],
 )

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder
 from transformers import PreTrainedTokenizerFast
 
 from lit_rlhf.data import (
@@ -362,8 +364,14 @@ class TestOptions:
 
     def test_a_batch_larger_than_the_data(self, tokenizer: PreTrainedTokenizerFast) -> None:
         module = ready(PreferenceDataModule(RowsSource(GOOD), tokenizer=tokenizer, batch_size=9))
-        with pytest.raises(ConfigurationError, match=r"8 rows don't fill one batch: batch_size 9"):
+        module.trainer = Trainer(
+            callbacks=[BatchSizeFinder()], logger=False, enable_checkpointing=False
+        )
+        with pytest.raises(
+            ConfigurationError, match=r"8 rows don't fill one batch: batch_size 9"
+        ) as raised:
             module.train_dataloader()
+        assert "BatchSizeFinder tried that size" in raised.value.__notes__[0]
 
     def test_a_split_that_leaves_a_side_empty(self, tokenizer: PreTrainedTokenizerFast) -> None:
         rows = [{**row, "prompt": "the same"} for row in GOOD]
