@@ -27,7 +27,7 @@ from lit_rlhf.data.records import Record, Row
 from lit_rlhf.data.repeats import Repeats
 from lit_rlhf.data.rows import ReferenceLogprobs, TokenCache, TokenizedRows, cache_root
 from lit_rlhf.errors import ConfigurationError, DataError
-from lit_rlhf.internals.lightning import save_hyperparameters, set_hyperparameters
+from lit_rlhf.internals.lightning import callbacks_of, save_hyperparameters, set_hyperparameters
 from lit_rlhf.options import check_option, is_plain
 from lit_rlhf.prompt_form import PromptForm
 from lit_rlhf.tokenizers import load_tokenizer, pad_token_id, tokenizer_fingerprint
@@ -355,7 +355,8 @@ class BranchedDataModule(LightningDataModule, ABC):
                 shares=shares_of(self.sources["train"], rows),
             )
         except ConfigurationError as error:
-            if self.trainer and any(isinstance(c, BatchSizeFinder) for c in self.trainer.callbacks):
+            callbacks = callbacks_of(self.trainer) if self.trainer else ()
+            if any(isinstance(each, BatchSizeFinder) for each in callbacks):
                 error.add_note(
                     "BatchSizeFinder tried that size: with drop_last: false it ends where a batch holds all rows, and "
                     "with max_trials before it."

@@ -169,28 +169,6 @@ CONSTANT = ["--model.reward", "LengthReward"]
             [*POLICY, *CONSTANT, "--trainer.accumulate_grad_batches", "2"],
             "trainer.accumulate_grad_batches=2: PPOPolicyModule sums gradients over microbatches itself.",
         ),
-        (
-            [*POLICY, *CONSTANT, "--trainer.gradient_clip_algorithm", "norm"],
-            "trainer.gradient_clip_algorithm=norm: PPOPolicyModule steps its optimizer itself",
-        ),
-        (
-            [
-                *REWARD,
-                "--trainer.gradient_clip_val=null",
-                "--trainer.gradient_clip_algorithm=value",
-            ],
-            "trainer.gradient_clip_algorithm=value says how to clip to trainer.gradient_clip_val,",
-        ),
-        (
-            [*REWARD, "--trainer.min_epochs", "3", "--trainer.max_epochs", "2"],
-            "trainer.min_epochs=3 is never reached: trainer.max_epochs=2 ends the run before.",
-        ),
-        (
-            [*REWARD, "--trainer.min_steps", "3", "--trainer.max_steps", "2"],
-            "trainer.min_steps=3 is never reached: trainer.max_steps=2 ends the run before.",
-        ),
-        ([*POLICY, *CONSTANT, "--trainer.max_steps", "0"], "trainer.max_steps=0 trains nothing."),
-        ([*REWARD, "--trainer.max_epochs", "0"], "trainer.max_epochs=0 trains nothing. Give 1"),
         ([*POLICY, *CONSTANT, "--trainer.deterministic", "x"], "trainer.deterministic: "),
         (
             [*REWARD, "--trainer.devices", "x"],
