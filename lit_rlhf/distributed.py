@@ -1,7 +1,9 @@
 """Sums and gathers over the processes that train together (layer L0)."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -9,8 +11,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lit_rlhf.errors import LitRLHFError
+from lit_rlhf.internals.torch import own_store
 
 Made = TypeVar("Made")
+
+_LONGEST = timedelta(hours=6)  # that a process waits for what the first one writes
+_written: Counter[str] = Counter()
 
 
 def num_ranks() -> int:
@@ -137,3 +143,33 @@ def from_first_rank(make: Callable[[], Made]) -> Made:
         dist.broadcast_object_list(made, src=0)
     found: Made = made[0]
     return found
+
+
+def by_first_rank(what: str, write: Callable[[], None]) -> None:
+    """Write on the first process; others that come by go on when it has, or fail as it did.
+
+    It waits for none of them, so a script may call this on all its processes, or on the first alone.
+
+    Args:
+        what: Is written, in words; each has a count of its own.
+        write: Called on the first process alone, so it must talk to no other.
+    """
+    if num_ranks() == 1:
+        write()
+        return
+    _written[what] += 1
+    store, key = own_store(), f"lit_rlhf/{what}/{_written[what]}"
+    if rank() > 0:
+        store.wait([key], _LONGEST)
+        if said := store.get(key).decode():
+            raise LitRLHFError(said)
+        return
+    said = f"The first process has failed to write the {what}; see what it says."
+    try:
+        write()
+        said = ""
+    except LitRLHFError as error:
+        said = str(error)
+        raise
+    finally:
+        store.set(key, said)

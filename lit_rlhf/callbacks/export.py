@@ -64,7 +64,7 @@ class ExportModel(Callback):
         refuse_foreign(self.directory(trainer), RECORD, "The export", CheckpointError)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Export, on rank 0."""
+        """Export; a module of this library writes on rank 0, and has the others wait."""
         if is_dry_run(trainer):
             return
         if iterations_done(trainer) == 0:
@@ -74,7 +74,7 @@ class ExportModel(Callback):
             )
             return
         refuse_non_finite(trainer, pl_module)
-        if not trainer.is_global_zero:
+        if not (trainer.is_global_zero or isinstance(pl_module, RLHFModule)):
             return
         assert isinstance(pl_module, Exports)
         pl_module.export(self.directory(trainer), merge=self.merge)

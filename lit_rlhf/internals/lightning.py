@@ -19,7 +19,10 @@ from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint, Ric
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, StrategyRegistry
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.strategies.launchers import (
+    _MultiProcessingLauncher,
+    _SubprocessScriptLauncher,
+)
 from lightning.pytorch.trainer.connectors.logger_connector.result import warning_cache
 from lightning.pytorch.trainer.connectors.signal_connector import _HandlersCompose
 from lightning.pytorch.tuner.lr_finder import _LRCallback
@@ -432,6 +435,11 @@ def _keep_whole_numbers() -> None:
             others = [member for member in members if member not in (int, float)]
             # Before str, which takes any number.
             annotations[name] = reduce(or_, others, int | float)
+
+
+def sends_back(trainer: Trainer) -> bool:
+    """Whether processes of this Trainer hand the module's `state_dict` to the one that started them: `ddp_spawn`."""
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
 def has_trainer(module: LightningModule) -> bool:

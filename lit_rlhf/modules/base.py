@@ -22,6 +22,7 @@ from lit_rlhf.internals.lightning import (
     loss_scaler,
     save_before_peek,
     save_hyperparameters,
+    sends_back,
     set_hyperparameters,
     without_inference_mode,
 )
@@ -357,6 +358,44 @@ class RLHFModule(LightningModule):
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
+    def on_fit_end(self) -> None:
+        """Of processes that a script or a notebook has started, let the first hand back the module's own state too."""
+        if sends_back(self.trainer):
+            self.register_state_dict_post_hook(RLHFModule._add_own_state)
+
+    def _add_own_state(self, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
+        trained = self.trainable_names()
+        kept = {name: state_dict[f"{prefix}{name}"] for name in trained}
+        state_dict.clear()
+        state_dict |= kept | {CHECKPOINT_KEY: self._own_state()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As of any module; one that isn't loaded yet is loaded first, so that no weight is passed over.
+
+        Args:
+            state_dict: Weights by name.
+            args: As torch's.
+            kwargs: As torch's.
+        """
+        self.configure_model()
+        weights = dict(state_dict)
+        own = weights.pop(CHECKPOINT_KEY, None)
+        found = super().load_state_dict(weights, *args, **kwargs)
+        if own is not None:
+            self._take_own_state(own)
+        return found
+
+    def _own_state(self) -> dict[str, Any]:
+        return {
+            "prompts": asdict(self.backbone.prompts) if self.backbone.prompts else None,
+            "state": self.extra_state() | {"guard": self.guard.state_dict()},
+        }
+
+    def _take_own_state(self, own: Mapping[str, Any]) -> None:
+        self.backbone.prompts = recorded_prompts(own)
+        self.guard.load_state_dict(own["state"]["guard"])
+        self.load_extra_state(own["state"])
+
     def trainable_names(self) -> list[str]:
         """Names of the weights a checkpoint must hold: what is trained, a reference that moves, what rewards count."""
         parameters = dict(self.named_parameters())
@@ -387,11 +426,10 @@ class RLHFModule(LightningModule):
             "class": type(self).__qualname__,
             "optimizer": self.resumption.written,
             "parts": self._parts | take_parts(checkpoint.get("hyper_parameters", {})),
-            "prompts": asdict(self.backbone.prompts) if self.backbone.prompts else None,
             "served": served(self),
             "shapes": shapes_of(checkpoint["state_dict"].items()),
-            "state": self.extra_state() | {"guard": self.guard.state_dict()},
             "version": CHECKPOINT_VERSION,
+            **self._own_state(),
         }
         if self._trainer is not None:
             save_before_peek(self.trainer, checkpoint)
@@ -435,7 +473,5 @@ class RLHFModule(LightningModule):
         """Check that the checkpoint is of this class and complete, then restore the module's own state."""
         self.check_checkpoint(checkpoint)
         ours = checkpoint[CHECKPOINT_KEY]
-        self.backbone.prompts = recorded_prompts(ours)
-        self.guard.load_state_dict(ours["state"]["guard"])
-        self.load_extra_state(ours["state"])
+        self._take_own_state(ours)
         self.resumption.restore(ours.get("optimizer", {}), checkpoint.get("lr_schedulers", []))

@@ -1,7 +1,7 @@
 """What a checkpoint holds of a module: options, parts that it can only name, weights; and whether it fits one."""
 
 import inspect
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -10,8 +10,10 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lit_rlhf.distributed import by_first_rank
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.options import is_plain
 
@@ -95,6 +97,24 @@ def require_parts(checkpoint: object, module: str, given: Iterable[str]) -> None
             f"{checkpoint} is of a module that was built in Python, and a checkpoint can't hold its parts. Pass them "
             f"to load_from_checkpoint, with the options they had: {', '.join(missing)}."
         )
+
+
+def export_once(module: LightningModule, write: Callable[[], None]) -> None:
+    """Export from the first process; the others of a script wait until it has.
+
+    Args:
+        module: What is exported.
+        write: Writes it.
+
+    Raises:
+        ConfigurationError: Its weights are sharded over processes.
+    """
+    if module.device_mesh is not None:
+        raise ConfigurationError(
+            f"The weights of {type(module).__name__} are sharded over processes, and an export is written by one. Run "
+            "`lit-rlhf export` on a checkpoint afterwards."
+        )
+    by_first_rank("export", write)
 
 
 def arguments_of(module: type, given: Iterable[str]) -> set[str]:

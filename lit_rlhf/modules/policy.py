@@ -20,7 +20,7 @@ from lit_rlhf.functional.rewards import kl_shaped_rewards, missing_eos_penalty
 from lit_rlhf.internals.lightning import is_within_iteration, loss_scaler, next_batch
 from lit_rlhf.models import ModelSpec, evaluating, export_policy
 from lit_rlhf.models.flops import generation_flops
-from lit_rlhf.modules import minibatches, refusals
+from lit_rlhf.modules import minibatches, parts, refusals
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.collect import read_completions, score_completions
 from lit_rlhf.modules.means import SHOWN, Means, evaluation_metrics, rollout_metrics
@@ -462,7 +462,7 @@ class PolicyModule(RLHFModule):
 
     def export(self, path: Path, merge: bool = True) -> None:
         """Write the policy for other tools; see `models.export_policy`."""
-        export_policy(self.backbone, path, merge=merge)
+        parts.export_once(self, partial(export_policy, self.backbone, path, merge=merge))
 
     def extra_state(self) -> dict[str, Any]:
         """Iteration, KL coefficient, size of microbatches, and what the engine has sampled ahead."""

@@ -27,6 +27,7 @@ from lit_rlhf.models import (
 from lit_rlhf.models.specs import DTypeName
 from lit_rlhf.modules.means import TINY
 from lit_rlhf.modules.offline import OfflineModule
+from lit_rlhf.modules.parts import export_once
 from lit_rlhf.modules.precompute import precompute_reference
 from lit_rlhf.modules.reference import Reference
 from lit_rlhf.modules.steps import Steps
@@ -247,7 +248,7 @@ class PreferenceModule(OfflineModule):
 
     def export(self, path: Path, merge: bool = True) -> None:
         """Write the policy for other tools; see `models.export_policy`."""
-        export_policy(self.backbone, path, merge=merge)
+        export_once(self, partial(export_policy, self.backbone, path, merge=merge))
 
     def extra_state(self) -> dict[str, Any]:
         """Running statistics and parameters of the loss."""

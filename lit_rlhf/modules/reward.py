@@ -1,6 +1,7 @@
 """Reward modelling: a scalar that reproduces human preferences."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from lit_rlhf.metrics import (
 from lit_rlhf.models import ModelSpec, export_reward
 from lit_rlhf.modules.means import SubsetMeans
 from lit_rlhf.modules.offline import OfflineModule
+from lit_rlhf.modules.parts import export_once
 from lit_rlhf.modules.reward_checks import (
     check_first_batch,
     require_margins,
@@ -172,7 +174,8 @@ class RewardModelModule(OfflineModule):
     def export(self, path: Path, merge: bool = True) -> None:
         """Write the reward model for other tools; see `models.export_reward`. `loss.exported` says what of it."""
         self.check_export()
-        export_reward(
+        write = partial(
+            export_reward,
             self.backbone,
             path,
             merge=merge,
@@ -182,6 +185,7 @@ class RewardModelModule(OfflineModule):
             weight=self.objective.exported_weight(self._head_weights()),
             note=self.objective.exported or "",
         )
+        export_once(self, write)
 
     def extra_state(self) -> dict[str, Any]:
         """Mean and deviation of the scores seen in the last validation; what part of the reward each head is."""

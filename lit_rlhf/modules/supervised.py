@@ -1,5 +1,6 @@
 """Supervised fine-tuning: the initial policy."""
 
+from functools import partial
 from pathlib import Path
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -11,6 +12,7 @@ from lit_rlhf.internals.lightning import log_reduced
 from lit_rlhf.models import ModelSpec, export_policy
 from lit_rlhf.modules.means import Means
 from lit_rlhf.modules.offline import OfflineModule
+from lit_rlhf.modules.parts import export_once
 from lit_rlhf.modules.steps import Steps
 from lit_rlhf.objectives import Reduction, TokenMean
 from lit_rlhf.types import BranchOutput, DemonstrationBatch, LossOutput, asked, num_branches
@@ -87,7 +89,7 @@ class SupervisedModule(OfflineModule):
 
     def export(self, path: Path, merge: bool = True) -> None:
         """Write the fine-tuned model for other tools; see `models.export_policy`."""
-        export_policy(self.backbone, path, merge=merge)
+        export_once(self, partial(export_policy, self.backbone, path, merge=merge))
 
     def _step(self, batch: DemonstrationBatch, stage: str, batch_idx: int) -> tuple[Tensor, Tensor]:
         """This process's numerator and denominator of the loss."""

@@ -82,6 +82,31 @@ def test_loops_of_ones_own_train_as_a_trainer_does(
         torch.testing.assert_close(own(kind, tiny_model_dir), expected, rtol=0, atol=0)
 
 
+def test_what_processes_of_a_notebook_trained_is_in_the_module(tiny_model_dir: Path) -> None:
+    kind = RewardModelModule
+    module, alone = module_of(kind, tiny_model_dir), module_of(kind, tiny_model_dir)
+    data = [
+        PreferenceDataModule(PAIRS, val=PAIRS, tokenizer=str(tiny_model_dir), batch_size=4)
+        for _ in range(2)
+    ]
+    make_trainer().fit(alone, data[0])
+    make_trainer(strategy="ddp_fork").fit(module, data[1])
+    torch.testing.assert_close(trained(module), trained(alone), rtol=0, atol=0)
+    assert module.extra_state() == alone.extra_state()
+    assert module.extra_state()["score_std"] != 1.0
+    assert module.backbone.prompts == alone.backbone.prompts is not None
+
+
+def test_weights_given_to_a_module_that_is_not_loaded_are_not_passed_over(
+    tiny_model_dir: Path,
+) -> None:
+    module, other = (module_of(SupervisedModule, tiny_model_dir) for _ in range(2))
+    module.configure_model()
+    weights = {name: value + 1 for name, value in module.state_dict().items()}
+    other.load_state_dict(weights)
+    torch.testing.assert_close(other.state_dict(), weights, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     "ask",
     [
