@@ -3,14 +3,15 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_rlhf.data import Format, InvalidRowError, Record, Source
-from lit_rlhf.data.recognition import readings, some_rows, spell
+from lit_rlhf.data import Format, Record, Source
+from lit_rlhf.data.conversion import grouped
+from lit_rlhf.data.recognition import readings, several_readers, some_rows, spell
+from lit_rlhf.data.records import Row
 from lit_rlhf.errors import ConfigurationError, DataError
-from lit_rlhf.feedback.pairs import WAYS_OUT, Candidates, Pair
+from lit_rlhf.feedback.pairs import Candidates, Pair, answers_in_twos, made_of_rows
 from lit_rlhf.files import write_text
 from lit_rlhf.judges import Opinion, PairwiseJudge
 
@@ -78,22 +79,19 @@ def read_labelled_pairs(
         DataError: A row can't be used, or there is no pair at all.
     """
     reader = format or _find(source)
-    pairs: list[LabelledPair] = []
-    dropped = 0
-    for number, row in enumerate(source.load()):
-        try:
-            # An unjudged list of answers has no first one that is better.
-            labelled = not isinstance(reader, Candidates)
-            pairs += [pair for record in reader(row) for pair in _pairs(record, labelled)]
-        except InvalidRowError as error:
-            if invalid == "error":
-                raise DataError(f"{source.locate(number)}: {error}. {WAYS_OUT}.") from error
-            dropped += 1
+    # An unjudged list of answers has no first one that is better.
+    labelled = not isinstance(reader, Candidates)
+
+    def of_row(row: Row) -> Iterator[LabelledPair]:
+        for record in reader(row):
+            yield from _pairs(record, labelled)
+
+    pairs, dropped = made_of_rows(grouped(source, reader), of_row, invalid)
     if not pairs:
         raise DataError(
-            f"{source} holds no pair of answers to judge; {dropped} rows can't be used."
+            f"{source} holds no pair of answers to judge; {len(dropped)} rows can't be used."
         )
-    return pairs, dropped
+    return pairs, len(dropped)
 
 
 def _find(source: Source) -> Format:
@@ -102,10 +100,8 @@ def _find(source: Source) -> Format:
     if len(found) == 1:
         return found[0].format
     if found:
-        raise ConfigurationError(
-            f"The rows of {source} can be read in several ways: {', '.join(spell(one.format) for one in found)}. Set "
-            "format to the one that is meant."
-        )
+        readers = [(spell(one.format), one.kind) for one in found]
+        raise ConfigurationError(several_readers(readers, rows, str(source)))
     if any("completions" in row for row in rows):
         return Candidates()
     raise ConfigurationError(
@@ -115,13 +111,8 @@ def _find(source: Source) -> Format:
 
 
 def _pairs(record: Record, labelled: bool) -> Iterator[LabelledPair]:
-    answers = record.completions
-    if len(answers) < 2 or record.steps:
-        raise InvalidRowError("fewer than two answers", f"there are {len(answers)}")
-    scores = record.fields.get("score")
-    for i, j in combinations(range(len(answers)), 2):
-        if answers[i] == answers[j]:
-            raise InvalidRowError("identical pair", f"both answers are {str(answers[i])[:60]!r}")
+    answers, scores = record.completions, record.fields.get("score")
+    for i, j in answers_in_twos(record):
         known: float | None = None
         if isinstance(scores, Sequence):
             known = 0.5 + 0.5 * ((scores[i] > scores[j]) - (scores[i] < scores[j]))

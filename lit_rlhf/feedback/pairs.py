@@ -3,14 +3,15 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Literal, TypeVar
 
 from lit_rlhf.data import ExplicitPrompt, Format, InvalidRowError, Record, Source
+from lit_rlhf.data.conversion import grouped, rows_of
 from lit_rlhf.data.formats import check_completion, read_prompt
-from lit_rlhf.data.records import Row, Text, read_number, read_value
+from lit_rlhf.data.records import Row, Text, read_number, read_value, shorten
 from lit_rlhf.errors import DataError
 
 WAYS_OUT = (
@@ -18,6 +19,7 @@ WAYS_OUT = (
     "such rows out: --skip_invalid true"
 )
 """What is said of a row without two answers."""
+Made = TypeVar("Made")
 _log = logging.getLogger(__name__)
 
 
@@ -106,18 +108,21 @@ def read_pairs(
         >>> read_pairs(RowsSource([{"prompt": "2 + 2 =", "chosen": "4", "rejected": "5"}]))
         [Pair(prompt='2 + 2 =', first='4', second='5', uncertainty=None)]
     """
+
+    def of_row(row: Row) -> Iterator[Pair]:
+        listed = "completions" in row and "chosen" not in row
+        read = format or (Candidates() if listed else ExplicitPrompt())
+        number = None if uncertainty is None else read_number(row, uncertainty)
+        for record in read(row):
+            for i, j in answers_in_twos(record):
+                answers = record.completions
+                yield Pair(record.prompt, answers[i], answers[j], number)
+
+    rows = source if format is None else grouped(source, format)
+    found, dropped = made_of_rows(rows, of_row, invalid)
     pairs: dict[str, Pair] = {}
-    dropped: list[str] = []
-    for number, row in enumerate(source.load()):
-        try:
-            listed = "completions" in row and "chosen" not in row
-            read = format or (Candidates() if listed else ExplicitPrompt())
-            for pair in _pairs_of(row, read, uncertainty):
-                pairs.setdefault(pair.key, pair)
-        except InvalidRowError as error:
-            if invalid == "error":
-                raise DataError(f"{source.locate(number)}: {error}. {WAYS_OUT}.") from error
-            dropped.append(f"{source.locate(number)}: {error}")
+    for pair in found:
+        pairs.setdefault(pair.key, pair)
     left_out = f" {len(dropped)} rows were left out, the first: {dropped[0]}." if dropped else ""
     if not pairs:
         raise DataError(f"{source} holds no pair of answers to compare.{left_out}")
@@ -126,15 +131,36 @@ def read_pairs(
     return list(pairs.values())
 
 
-def _pairs_of(row: Row, read: Format, uncertainty: str | None) -> Iterator[Pair]:
-    number = None if uncertainty is None else read_number(row, uncertainty)
-    for record in read(row):
-        if len(record.completions) < 2 or record.steps:
-            raise InvalidRowError(
-                "fewer than two answers", f"{type(read).__name__} gives {len(record.completions)}"
-            )
-        for first, second in combinations(record.completions, 2):
-            if first == second:
-                said = repr(first if len(repr(first)) <= 60 else f"{str(first)[:57]}...")
-                raise InvalidRowError("identical pair", f"both answers are {said}")
-            yield Pair(record.prompt, first, second, number)
+def made_of_rows(
+    source: Source, make: Callable[[Row], Iterable[Made]], invalid: Literal["drop", "error"]
+) -> tuple[list[Made], list[str]]:
+    """What is made of the rows of a source, and what is said of each that is left out.
+
+    Raises:
+        DataError: A row can't be used, and may not be left out.
+    """
+    made: list[Made] = []
+    dropped: list[str] = []
+    for number, row in enumerate(rows_of(source)):
+        try:
+            made += [*make(row)]
+        except InvalidRowError as error:
+            dropped.append(f"{source.locate(number)}: {error}")
+            if invalid == "error":
+                raise DataError(f"{dropped[-1]}. {WAYS_OUT}.") from error
+    return made, dropped
+
+
+def answers_in_twos(record: Record) -> Iterator[tuple[int, int]]:
+    """The places of each two answers of a record.
+
+    Raises:
+        InvalidRowError: There aren't two answers, or two are the same.
+    """
+    answers = record.completions
+    if len(answers) < 2 or record.steps:
+        raise InvalidRowError("fewer than two answers", f"there are {len(answers)}")
+    for i, j in combinations(range(len(answers)), 2):
+        if answers[i] == answers[j]:
+            raise InvalidRowError("identical pair", f"both answers are {shorten(answers[i], 60)}")
+        yield i, j

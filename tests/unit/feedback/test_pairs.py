@@ -3,9 +3,16 @@ from pathlib import Path
 
 import pytest
 
-from lit_rlhf.data import ExplicitPrompt, FileSource, ImplicitPrompt, Ranked, RowsSource
+from lit_rlhf.data import (
+    ExplicitPrompt,
+    FileSource,
+    HelpSteer2Pairs,
+    ImplicitPrompt,
+    Ranked,
+    RowsSource,
+)
 from lit_rlhf.errors import DataError
-from lit_rlhf.feedback import Pair, read_pairs
+from lit_rlhf.feedback import Pair, read_labelled_pairs, read_pairs
 from lit_rlhf.testing import tiny_preferences, write_jsonl
 
 ROW = {"prompt": "2 + 2 =", "chosen": "4", "rejected": "5"}
@@ -79,3 +86,11 @@ def test_uncertainty_is_a_number() -> None:
 def test_nothing_to_compare() -> None:
     with pytest.raises(DataError, match="holds no pair of answers"):
         read_pairs(RowsSource([]))
+
+
+def test_neighbouring_rows_are_read_together() -> None:
+    rows = [{"prompt": "q", "response": a, "helpfulness": n} for n, a in enumerate("ab")]
+    (pair,) = read_pairs(RowsSource(rows), HelpSteer2Pairs())
+    assert (pair.prompt, pair.first, pair.second) == ("q", "b", "a")
+    found, _ = read_labelled_pairs(RowsSource(rows), HelpSteer2Pairs())
+    assert [(each.first, each.label) for each in found] == [("b", 1.0)]
