@@ -2,11 +2,7 @@
 
 import argparse
 import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +20,7 @@ from lit_rlhf.report.curves import columns, group_by_seed, spreads
 from lit_rlhf.report.page import format_cell
 from lit_rlhf.report.run_page import report_runs
 from lit_rlhf.report.runs import METRICS, read_runs, settled_options
+from lit_rlhf.rounds.commands import run_process
 
 _LARGEST = 2**32 - 1  # of Lightning's seed_everything
 
@@ -70,10 +67,7 @@ def train_seeds(words: Sequence[str], called: str | None = None) -> None:
             _say(f"seed {seed} ({number} of {len(plans)}) has finished before: {place}")
             continue
         _say(f"seed {seed} ({number} of {len(plans)}): {place}")
-        command = [sys.executable, "-m", "lit_rlhf", *rest, *_options(config, seed, place)]
-        with subprocess.Popen(command) as child, _forwarding(child):
-            status = child.wait()
-        status = status if status >= 0 else 128 - status
+        status = run_process([*rest, *_options(config, seed, place)])
         starts = read_starts(place / RUN_RECORD)
         if status and (not starts or starts[-1]["state"] != "failed"):
             _say(f"seed {seed} ended with status {status}. The same command goes on from there.")
@@ -170,20 +164,6 @@ def _options(config: Namespace, seed: int, place: Path) -> list[str]:
         if isinstance(owner, Namespace) and name.rpartition(".")[2] in owner:
             words += [f"--{name}", str(seed)]
     return [*words, "--ckpt_path", "last"] if (place / RUN_RECORD).is_file() else words
-
-
-@contextmanager
-def _forwarding(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Hand SIGTERM on; Ctrl-C reaches the child by itself, and it is waited for until it has saved."""
-    before = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number)),
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _conclude(directory: Path, plans: dict[int, Path], failed: dict[int, Any]) -> None:

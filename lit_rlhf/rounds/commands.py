@@ -14,7 +14,7 @@ from typing import Any
 
 from lit_rlhf.errors import LitRLHFError
 
-_TERMINATED = 143
+INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
@@ -45,7 +45,7 @@ class Runner(ABC):
 class Subprocesses(Runner):
     """Each command in a process of its own: its memory is given back, and it may start processes on several devices.
 
-    A command ends with this process, however that ends. SIGTERM is passed on, so that a training saves itself.
+    See `run_process`.
 
     Args:
         reader: Reads configurations in this process, which is quicker. None: that takes a process, too.
@@ -56,18 +56,10 @@ class Subprocesses(Runner):
 
     def run(self, words: Sequence[str]) -> None:
         """Run it, with this process's output."""
-        # Else a training whose parent was killed would go on, and hold the directory that the next start needs.
-        bound = None
-        if sys.platform == "linux":
-            bound = partial(ctypes.CDLL(None).prctl, _DIE_WITH_PARENT, signal.SIGKILL)
-        child = subprocess.Popen(_command(words), preexec_fn=bound)  # noqa: PLW1509
-        with _passing_on(signal.SIGTERM, child):
-            try:
-                status = child.wait()
-            except KeyboardInterrupt:  # which it has got as well
-                child.wait()
-                raise
-        if status in (_TERMINATED, -signal.SIGTERM):
+        status = run_process(words)
+        if status == INTERRUPTED:
+            raise KeyboardInterrupt
+        if status == _TERMINATED:
             raise SystemExit(_TERMINATED)
         if status:
             raise RoundError(f"{_said(words)} ended with status {status}")
@@ -110,6 +102,29 @@ class InProcess(Runner):
         with redirect_stdout(printed):
             self.run([*words, "--print_config"])
         return printed.getvalue()
+
+
+def run_process(words: Sequence[str]) -> int:
+    """Run a command of `lit-rlhf` in a process of its own, with this process's output.
+
+    It ends with this process, however that ends. SIGTERM is passed on, so that a training saves itself; after Ctrl-C,
+    which it gets by itself, it is waited for.
+
+    Returns:
+        Its status, as a shell tells it: 128 and the signal where one ended it; of Ctrl-C 130 always.
+    """
+    # Else a training whose parent was killed would go on, and hold the directory that the next start needs.
+    bound = None
+    if sys.platform == "linux":
+        bound = partial(ctypes.CDLL(None).prctl, _DIE_WITH_PARENT, signal.SIGKILL)
+    child = subprocess.Popen(_command(words), preexec_fn=bound)  # noqa: PLW1509
+    with _passing_on(signal.SIGTERM, child):
+        try:
+            status = child.wait()
+        except KeyboardInterrupt:
+            child.wait()
+            return INTERRUPTED
+    return status if status >= 0 else 128 - status
 
 
 def _command(words: Sequence[str]) -> list[str]:
