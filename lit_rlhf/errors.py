@@ -4,6 +4,9 @@ Each message says what was wrong, where (file, row, column, option, with the val
 line prints these without a traceback.
 """
 
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+
 
 class LitRLHFError(ValueError):
     """Base of all errors that a user can mend."""
@@ -31,6 +34,31 @@ class FileError(LitRLHFError):
 
 class ServiceError(LitRLHFError):
     """A request to a server that failed, its retries included; other requests may succeed."""
+
+
+def did_you_mean(names: Iterable[str]) -> str:
+    """A question for names, with a space before it; empty where there is none."""
+    said = " or ".join(names)
+    return f" Did you mean {said}?" if said else ""
+
+
+def near(
+    word: str,
+    names: Iterable[str],
+    most: int = 2,
+    cutoff: float = 0.6,
+    form: Callable[[str], str] = str,
+) -> str:
+    """`did_you_mean` of the names that are near a word.
+
+    Args:
+        word: What isn't known.
+        names: What is.
+        most: How many are named.
+        cutoff: How near they must be, from 0 to 1; see `difflib.get_close_matches`.
+        form: How a name is written.
+    """
+    return did_you_mean(map(form, get_close_matches(word, list(names), n=most, cutoff=cutoff)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lit_rlhf.errors import FileError, LitRLHFError
+from lit_rlhf.errors import FileError, LitRLHFError, did_you_mean
 
 _TEMPORARY = ".tmp"
 _HOST = socket.gethostname().replace(".", "_")
@@ -345,4 +345,4 @@ def near_path(path: str | Path) -> str:
     names = [each.name for each in found]
     close = get_close_matches(place.name, names, n=1, cutoff=0.75)
     close = close or [name for name in names if name.partition(".")[0] == place.name]
-    return f" Did you mean {Path(path).parent / close[0]}?" if close else ""
+    return did_you_mean(str(Path(path).parent / name) for name in close[:1])

@@ -5,7 +5,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +22,7 @@ from lit_rlhf.data.kinds import shape_of
 from lit_rlhf.data.recognition import Kind, Reading
 from lit_rlhf.data.records import Row, part_names
 from lit_rlhf.data.sources import local_source
-from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.errors import ConfigurationError, DataError, near
 from lit_rlhf.files import whole_file
 from lit_rlhf.tokenizers import load_tokenizer
 
@@ -298,9 +297,7 @@ def run(words: Sequence[str]) -> None:
         )
         return
     if name not in doings:
-        near = " or ".join(get_close_matches(name, doings, n=1))
         raise ConfigurationError(
-            f"there is no command {name!r} of data{f', but {near}' if near else ''}: "
-            f"lit-rlhf data {' | '.join(doings)}."
+            f"there is no command {name!r} of data.{near(name, doings)} It is lit-rlhf data {' | '.join(doings)}."
         )
     call(doings[name], words[2:], f"data {name}", places=True)

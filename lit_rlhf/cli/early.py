@@ -4,8 +4,7 @@ And what is said of a word that isn't known, and which was meant.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from lit_rlhf.cli.output import refuse_output
 from lit_rlhf.cli.recipes import expand
 from lit_rlhf.cli.shipped import load_yaml, with_found_configs
 from lit_rlhf.cli.unloaded import find_class
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import ConfigurationError, near
 
 _PACKAGES = {"model": "modules", "data": "data"}
 _BASES = {"LightningModule", "LightningDataModule"}
@@ -146,12 +145,6 @@ def _loaded(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError):  # the parser says what is wrong with it
         return {}
     return loaded if isinstance(loaded, dict) else {}
-
-
-def near(word: str, names: Iterable[str], most: int = 2, cutoff: float = 0.6) -> str:
-    """A question for the names that are near a word, with a space before it; empty where none is."""
-    close = get_close_matches(word, list(names), n=most, cutoff=cutoff)
-    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def no_option_of(kind: str, word: str, options: Sequence[str], key: str) -> str:

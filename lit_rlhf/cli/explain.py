@@ -9,10 +9,9 @@ from typing import NamedTuple
 import docstring_parser
 
 from lit_rlhf.cli.commands import COMMANDS, usage
-from lit_rlhf.cli.early import near
 from lit_rlhf.cli.output import print_text
 from lit_rlhf.cli.shipped import shipped
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import ConfigurationError, near
 
 _PACKAGES = ("modules", "objectives", "models", "data", "rewards", "rollout", "callbacks")
 _LINK = re.compile(r"\[([^\]]+)\]\([^)]+\)")

@@ -15,9 +15,9 @@ from types import ModuleType
 
 from lit_rlhf import __version__
 from lit_rlhf.cli.commands import COMMANDS, RECIPES, TRAINING, usage
-from lit_rlhf.cli.early import near, refuse_early, with_underscores
+from lit_rlhf.cli.early import refuse_early, with_underscores
 from lit_rlhf.cli.help import recipe_help, training_help
-from lit_rlhf.errors import LitRLHFError
+from lit_rlhf.errors import LitRLHFError, near
 from lit_rlhf.files import REFUSALS
 
 FUNCTIONS = "lit_rlhf.cli.functions"

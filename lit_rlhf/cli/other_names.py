@@ -7,6 +7,7 @@ from lit_rlhf.cli.commands import COMMANDS, RECIPES, TRAINING
 from lit_rlhf.cli.completion import LIKE_FIT
 from lit_rlhf.cli.shipped import RECIPES as SHORT_NAMES
 from lit_rlhf.cli.trl_options import ALIASES, TASKS, option
+from lit_rlhf.errors import did_you_mean
 
 _PLACES = re.compile(r"`[a-z_.]+`(, `[a-z_.]+`)*")
 """What TRL's table gives where our options have the value as it is."""
@@ -90,8 +91,7 @@ def by_another_name(name: str, command: str) -> str:
         for names, option, commands in TABLE
         if name in names.split() and _has(command, commands)
     ]
-    ours = list(dict.fromkeys([*ours, *_of_trl(name, command)]))
-    return f" Did you mean {' or '.join(ours)}?" if ours else ""
+    return did_you_mean(dict.fromkeys([*ours, *_of_trl(name, command)]))
 
 
 def _has(command: str, commands: str) -> bool:

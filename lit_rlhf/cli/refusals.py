@@ -9,9 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from lit_rlhf.cli.early import near, no_option, no_option_of
+from lit_rlhf.cli.early import no_option, no_option_of
 from lit_rlhf.cli.unloaded import described_classes
-from lit_rlhf.errors import ConfigurationError, LitRLHFError
+from lit_rlhf.errors import ConfigurationError, LitRLHFError, near
 from lit_rlhf.internals.jsonargparse import Complaint, flat_options, named_classes, read_refusal
 
 PACKAGES = ("callbacks", "data", "judges", "modules", "objectives", "rewards", "rollout", "rounds")

@@ -3,13 +3,12 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import ConfigurationError, did_you_mean, near
 
 RECIPES = {
     "sft": "sft/lora",
@@ -69,8 +68,7 @@ def find_config(name: str) -> Path:
     meant = meant or [n for n in names if n.rpartition("/")[2] in (short, f"{short}_lora")]
     if len(meant) == 1:
         return shipped("configs") / f"{meant[0]}.yaml"
-    near = meant or get_close_matches(short, [*names, *RECIPES], n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    hint = did_you_mean(meant) or near(short, [*names, *RECIPES], most=3, cutoff=0.5)
     raise ConfigurationError(
         f"There is no file {name!r}, and no shipped configuration of that name.{hint} "
         "`lit-rlhf init` lists those there are."

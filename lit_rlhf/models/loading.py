@@ -1,6 +1,5 @@
 """From a `ModelSpec` to a transformers decoder: weights, dtype, quantization, attention; dropout off."""
 
-import difflib
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -24,7 +23,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
-from lit_rlhf.errors import CheckpointError, ConfigurationError
+from lit_rlhf.errors import CheckpointError, ConfigurationError, near
 from lit_rlhf.internals.bitsandbytes import keep_trainable
 from lit_rlhf.internals.transformers import ONE_AT_A_TIME, drawn_once, recompute
 from lit_rlhf.models.precision import resolve_dtype
@@ -210,10 +209,8 @@ def _config_from_options(
     known = set(vars(defaults)) | set(getattr(defaults, "attribute_map", {}))
     for key in options:
         if key not in known and not hasattr(defaults, key):
-            near = difflib.get_close_matches(key, known, n=1)
-            advice = f" Did you mean {near[0]!r}?" if near else ""
             raise ConfigurationError(
-                f"config.{key} is no option of the model type {model_type!r}.{advice}"
+                f"config.{key} is no option of the model type {model_type!r}.{near(key, known, most=1, form=repr)}"
             )
     names = ("pad_token_id", "bos_token_id", "eos_token_id")
     ids = {name: getattr(tokenizer, name) for name in names}

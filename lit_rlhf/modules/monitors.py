@@ -1,14 +1,13 @@
 """What callbacks watch, held to what a module logs, before a run has spent much on it."""
 
 from collections.abc import Iterator
-from difflib import get_close_matches
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import ConfigurationError, near
 from lit_rlhf.internals.lightning import callbacks_of, logged_in_training
 
 _POSITION = ("epoch", "step")  # which ModelCheckpoint adds itself
@@ -84,8 +83,7 @@ def refuse_unknown(callback: Callback, name: str, logged: set[str], trainer: Tra
         return
     stage = sorted(known for known in logged if known[:3] == name[:3]) or sorted(logged)
     there = ", ".join(stage) or "val/loss and others, all of which begin with val/"
-    close = get_close_matches(name, logged, 1) or get_close_matches(name, logged, 1, cutoff=0.3)
-    meant = f" Did you mean {close[0]!r}?" if close else ""
+    meant = near(name, logged, most=1, cutoff=0.3, form=repr)
     tell(
         f"{_watching(callback, name)}, which is not logged.{meant} There are: {there}.",
         trainer,

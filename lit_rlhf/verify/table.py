@@ -1,10 +1,9 @@
 """The table of all methods: which cases there are, and running them."""
 
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from functools import cache
 
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import ConfigurationError, near
 from lit_rlhf.modules import RLHFModule
 from lit_rlhf.verify.custom import custom_cases
 from lit_rlhf.verify.groups import group_cases
@@ -60,9 +59,7 @@ def cases_of(methods: Sequence[str]) -> list[Case]:
         ]
         if not found:
             names = {each.casefold(): each for each in (name.partition(" (")[0] for name in cases)}
-            close = get_close_matches(wanted, names, n=3, cutoff=0.5)
-            near = " or ".join(names[each] for each in close)
-            hint = f" Did you mean {near}?" if near else ""
+            hint = near(wanted, names, most=3, cutoff=0.5, form=names.__getitem__)
             raise ConfigurationError(
                 f"There is no method {method!r} to verify.{hint} Without --methods all are run and named."
             )
