@@ -1,6 +1,6 @@
 """Options: the one way to refuse one that is out of its range, and which are plain values (layer L0)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lit_rlhf.errors import ConfigurationError
 
@@ -21,6 +21,16 @@ def check_option(valid: bool, owner: object, name: str, value: object, allowed: 
     if not valid:
         called = getattr(owner, "__name__", type(owner).__name__)
         raise ConfigurationError(f"{called}({name}={value!r}): {name} must be {allowed}.")
+
+
+def check_choice(owner: object, name: str, value: object, *choices: str) -> None:
+    """Refuse what is none of some words; see `check_option`."""
+    check_option(value in choices, owner, name, value, either(choices))
+
+
+def either(choices: Sequence[str]) -> str:
+    """Words as a sentence names them: two or more of which one is meant."""
+    return f"{', '.join(choices[:-1])} or {choices[-1]}"
 
 
 def is_text(value: object) -> bool:

@@ -13,7 +13,7 @@ from lit_rlhf.data.preparation import InvalidPolicy
 from lit_rlhf.data.prepared import sources_of, weights_of
 from lit_rlhf.data.repeats import Repeats
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.options import is_number, is_text, is_whole
+from lit_rlhf.options import either, is_number, is_text, is_whole
 
 _Rule: TypeAlias = tuple[Callable[[Any], bool], str]
 _SOURCE: _Rule = (
@@ -27,8 +27,8 @@ _YES_OR_NO: _Rule = (lambda v: isinstance(v, bool), "true or false")
 
 
 def _one_of(choice: Any) -> _Rule:
-    *others, last = values = get_args(choice)
-    return lambda v: v in values, f"{', '.join(others)} or {last}"
+    values = get_args(choice)
+    return lambda v: v in values, either(values)
 
 
 OPTION_RULES: dict[str, _Rule] = {

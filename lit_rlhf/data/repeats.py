@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, get_args
 
 from lit_rlhf.data.conversion import Source
 from lit_rlhf.data.records import InvalidRowError, Record, Text, shorten
-from lit_rlhf.options import check_option
+from lit_rlhf.options import check_choice
 
 RepeatPolicy = Literal["keep", "drop", "error"]
 
@@ -36,8 +36,7 @@ class Repeats:
 
     def __post_init__(self) -> None:
         for name in ("duplicates", "contradicting"):
-            value, allowed = getattr(self, name), get_args(RepeatPolicy)
-            check_option(value in allowed, self, name, value, "keep, drop or error")
+            check_choice(self, name, getattr(self, name), *get_args(RepeatPolicy))
 
     def refused(self) -> list[str]:
         """The options that end the run."""

@@ -15,7 +15,7 @@ from lit_rlhf.judges.cache import Answers
 from lit_rlhf.judges.templates import SHIPPED, Template
 from lit_rlhf.judges.verdicts import Verdict
 from lit_rlhf.models import Backbone
-from lit_rlhf.options import check_option, is_number, is_text
+from lit_rlhf.options import check_choice, check_option, is_number, is_text
 from lit_rlhf.types import Text
 
 Case: TypeAlias = Mapping[str, Text]
@@ -116,8 +116,7 @@ class Judge(ABC):
         self.cache = cache
         # YAML and the command line make None of the word null.
         self.failures = "null" if failures is None else failures
-        known = self.failures in ("raise", "null")
-        check_option(known, self, "failures", failures, "raise or null")
+        check_choice(self, "failures", self.failures, "raise", "null")
         self.tally = Tally()
         self.complaint = ""  # of the last failure
         self._answers: Answers | None = None
@@ -234,7 +233,7 @@ class Judge(ABC):
         Raises:
             ConfigurationError: Says which.
         """
-        check_option(mode in ("logprobs", "text"), self, "mode", mode, "logprobs or text")
+        check_choice(self, "mode", mode, "logprobs", "text")
         for name, set_ in (("pattern", self.verdict.pattern), ("together", self.together)):
             what = "left out by log-probs, where no text is read; or set mode: text"
             check_option(mode == "text" or not set_, self, name, set_, what)

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tenacity import Retrying, stop_after_attempt, wait_random_exponential
 from torch import nn
 
 from lit_rlhf.errors import ConfigurationError, DataError
-from lit_rlhf.options import check_option, is_whole
+from lit_rlhf.options import check_choice, check_option, is_whole
 from lit_rlhf.rewards.base import OnFailure, Reward, as_scores
 from lit_rlhf.types import Completions, Scores
 
@@ -75,8 +75,7 @@ class FunctionReward(Reward):
         self.retries = retries
         check_option(is_whole(retries, 0), self, "retries", retries, "0 or more")
         self.on_failure = on_failure
-        known = on_failure in ("raise", "mean", "skip")
-        check_option(known, self, "on_failure", on_failure, "raise, mean or skip")
+        check_choice(self, "on_failure", on_failure, *get_args(OnFailure))
 
     def score(self, completions: Completions) -> Scores:
         """(N,) float32.

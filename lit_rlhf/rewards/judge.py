@@ -12,7 +12,7 @@ import torch
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.judges import Judge, Opinion, PairwiseJudge
 from lit_rlhf.models import Backbone
-from lit_rlhf.options import check_option, is_number
+from lit_rlhf.options import check_choice, check_option, is_number
 from lit_rlhf.rewards.base import Reward, as_scores
 from lit_rlhf.types import Completions, Scores, Text
 
@@ -52,8 +52,7 @@ class JudgeReward(Reward):
         self.pairs = PairwiseJudge(judge) if judge.pairwise else None
         self.clip = clip
         self.skip = no_verdict == "skip"
-        known = no_verdict in ("mean", "skip")
-        check_option(known, self, "no_verdict", no_verdict, "mean or skip")
+        check_choice(self, "no_verdict", no_verdict, "mean", "skip")
 
     def attach(self, backbone: Backbone) -> None:
         """Let the judge meet the policy."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.options import check_option, is_text
+from lit_rlhf.options import check_choice, check_option, is_text
 from lit_rlhf.rounds.steps import Options, Round, Step, merged
 from lit_rlhf.seeding import stable_hash
 
@@ -42,8 +42,7 @@ class Training:
         """Check the options."""
         check_option(bool(self.configs), self, "configs", self.configs, "one configuration or more")
         check_option(is_text(self.start), self, "start", self.start, "previous, initial or a model")
-        known = self.data in ("round", "all")
-        check_option(known, self, "data", self.data, "round or all")
+        check_choice(self, "data", self.data, "round", "all")
 
     def step(
         self,
