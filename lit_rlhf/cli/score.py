@@ -29,7 +29,6 @@ from lit_rlhf.models.fingerprint import weights_fingerprint
 from lit_rlhf.models.precision import default_device
 from lit_rlhf.models.specs import DTypeOption
 from lit_rlhf.prompt_form import warn_of_prompts
-from lit_rlhf.rewards.model import context_length
 from lit_rlhf.rewards.trained import TrainedReward
 
 SPECIAL: Special = {"request": REQUEST}
@@ -91,7 +90,7 @@ def score(
         usable, fitting = _that_fit(_opened(every, answered, options), answered, backbone)
         if len(fitting) < usable:
             sys.stderr.write(
-                f"{usable - len(fitting)} of {len(every)} rows are longer than the {context_length(backbone)} "
+                f"{usable - len(fitting)} of {len(every)} rows are longer than the {backbone.context_length} "
                 "tokens that the model reads: they get no score (null).\n"
             )
         answered = fitting
@@ -125,7 +124,7 @@ def _that_fit(
     rows: DemonstrationDataModule, answered: Sequence[int], backbone: Backbone
 ) -> tuple[int, list[int]]:
     """Of the rows that have an answer, how many can be used, and those of them that the model reads whole."""
-    context = context_length(backbone) or math.inf
+    context = backbone.context_length or math.inf
     used = rows.rows["test"]
     lengths = enumerate(used.lengths.tolist())
     fitting = [answered[used[place]["row"]] for place, length in lengths if length <= context]

@@ -23,7 +23,6 @@ from lit_rlhf.models.precision import default_device
 from lit_rlhf.models.specs import DTypeOption
 from lit_rlhf.options import check_option, is_whole
 from lit_rlhf.prompt_form import PromptForm
-from lit_rlhf.rewards.model import context_length
 from lit_rlhf.rewards.trained import TrainedReward
 from lit_rlhf.types import Text, asked
 
@@ -196,7 +195,7 @@ class ModelScorer(Scorer):
         return record
 
     def _problem(self, row: Encoded) -> InvalidRowError | None:
-        context = context_length(self.backbone)
+        context = self.backbone.context_length
         longest = len(row.prompt) + max(map(len, row.completions))
         if context is None or longest <= context:
             return None

@@ -1,6 +1,5 @@
 """A judge that runs here."""
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
@@ -94,8 +93,7 @@ class LocalJudge(Judge):
             return
         self._backbone = backbone
         if self.adapter is not None:
-            names = itertools.chain(["judge"], (f"judge_{i}" for i in itertools.count(2)))
-            self.role = next(name for name in names if name not in backbone.adapters)
+            self.role = backbone.free_role("judge")
             backbone.add_adapter(self.role, path=self.adapter, trainable=False)
 
     def to(self, device: torch.device) -> None:
@@ -188,8 +186,7 @@ class LocalJudge(Judge):
             joint = encode(text + space + word, special=special)
             goes_on = joint[: len(prompt)] == prompt
             words.append(joint[len(prompt) :] if goes_on else encode(space + word, special=False))
-        config = self.model.model.config.get_text_config()
-        context = getattr(config, "max_position_embeddings", None)
+        context = self.model.context_length
         room = self.max_new_tokens if self.mode == "text" else max(map(len, words))
         if context is not None and len(prompt) + room > context:
             raise ConfigurationError(

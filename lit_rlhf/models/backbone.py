@@ -1,6 +1,7 @@
 """One decoder, many roles."""
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -134,6 +135,13 @@ class Backbone(nn.Module):
         return embeddings(self.model).device
 
     @property
+    def context_length(self) -> int | None:
+        """Most tokens that the model reads; None where its config doesn't say."""
+        config = self.model.config.get_text_config()
+        found: int | None = getattr(config, "max_position_embeddings", None)
+        return found
+
+    @property
     def adapters(self) -> tuple[str, ...]:
         """Roles that have an adapter."""
         return tuple(self._adapters.configs)
@@ -154,6 +162,11 @@ class Backbone(nn.Module):
         return self._runner.costs
 
     # -- roles --------------------------------------------------------------------------------------------------------
+
+    def free_role(self, name: str) -> str:
+        """A role that has neither adapter nor head: of this name, or with a number behind it."""
+        names = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(2)))
+        return next(each for each in names if each not in {*self.adapters, *self.heads})
 
     def add_adapter(
         self,

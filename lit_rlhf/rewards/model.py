@@ -1,6 +1,5 @@
 """Rewards by a trained reward model."""
 
-import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -121,9 +120,7 @@ class ModelReward(Reward):
                     f"ModelReward.conversation_column={column!r} is for a reward model of its own: this one stands on "
                     "the policy's base and reads the policy's tokens. Leave it out, or set share_base: false."
                 )
-            names = itertools.chain(["reward"], (f"reward_{i}" for i in itertools.count(2)))
-            taken = {*backbone.adapters, *backbone.heads}
-            role = next(name for name in names if name not in taken)
+            role = backbone.free_role("reward")
             trained.add_to(backbone, role)
             self._place = _Place((backbone,), role, mean, std, None, trained.prompts())
             return
@@ -205,13 +202,6 @@ def score_rows(
     return scores
 
 
-def context_length(backbone: Backbone) -> int | None:
-    """Most tokens that the model reads; None where its config doesn't say."""
-    config = backbone.model.config.get_text_config()
-    found: int | None = getattr(config, "max_position_embeddings", None)
-    return found
-
-
 def _check_lengths(rows: TokenRows, backbone: Backbone, path: str) -> tuple[Tensor, Tensor]:
     """(B,) and (B, K) tokens, which must not be none nor too many."""
     prompts, completions = rows.prompt_mask.sum(-1), rows.mask.sum(-1)
@@ -220,14 +210,21 @@ def _check_lengths(rows: TokenRows, backbone: Backbone, path: str) -> tuple[Tens
             f"Completion {int(completions.argmin())} of the batch has no tokens, so there is nothing to score."
         )
     completions = completions.view(len(prompts), -1)
-    longest = int((prompts[:, None] + completions).max())
-    context = context_length(backbone)
+    refuse_too_long(int((prompts[:, None] + completions).max()), backbone.context_length, path)
+    return prompts, completions
+
+
+def refuse_too_long(longest: int, context: int | None, name: str) -> None:
+    """Refuse rows of more tokens than a reward model reads.
+
+    Raises:
+        ConfigurationError: The longest has more.
+    """
     if context is not None and longest > context:
         raise ConfigurationError(
-            f"A prompt with its completion has {longest} tokens; the reward model {path!r} reads {context}. Shorten "
+            f"A prompt with its completion has {longest} tokens; the reward model {name!r} reads {context}. Shorten "
             "prompts (max_prompt_length of the data) or sampling.max_new_tokens."
         )
-    return prompts, completions
 
 
 def _batches(totals: Tensor, budget: int) -> Iterator[Tensor]:

@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import isfinite
-from typing import Any, Self, TypeGuard
+from typing import Any, Self, TypeGuard, get_args
 
 import torch
 
 from lit_rlhf.errors import ConfigurationError, LitRLHFError, ServiceError
 from lit_rlhf.http import Endpoint, HTTPClient, addresses
 from lit_rlhf.models import Backbone
-from lit_rlhf.options import check_option, is_number, is_whole
+from lit_rlhf.options import check_choice, check_option, is_number, is_whole
 from lit_rlhf.replicas import Replicas
 from lit_rlhf.rewards.base import OnFailure, Reward, as_scores, read_column
+from lit_rlhf.rewards.model import refuse_too_long
 from lit_rlhf.rewards.retokenize import plain_prompts, vocabulary_hash
 from lit_rlhf.types import Completions, Scores
 
@@ -120,8 +121,7 @@ class HTTPReward(Reward):
         self.prompts_per_request, self.cache = prompts_per_request, cache
         self.normalize, self.conversation_column = normalize, conversation_column
         self.on_failure = on_failure
-        known = on_failure in ("raise", "mean", "skip")
-        check_option(known, self, "on_failure", on_failure, "raise, mean or skip")
+        check_choice(self, "on_failure", on_failure, *get_args(OnFailure))
         self._known: OrderedDict[str, list[float]] = OrderedDict()
         self._servers: Replicas[_RewardServer] | None = None
         self._policy: Any = None
@@ -264,13 +264,9 @@ class HTTPReward(Reward):
         return [{"messages": messages} for messages in column[::samples]]
 
     def _check_lengths(self, prompts: list[list[int]], tails: list[list[int]]) -> None:
-        samples, context = len(tails) // max(len(prompts), 1), self._health["context"]
+        samples = len(tails) // max(len(prompts), 1)
         longest = max(len(prompts[i // samples]) + len(tail) for i, tail in enumerate(tails))
-        if context is not None and longest > context:
-            raise ConfigurationError(
-                f"A prompt with its completion has {longest} tokens; the reward model {self._health['model']!r} reads "
-                f"{context}. Shorten prompts (max_prompt_length of the data) or sampling.max_new_tokens."
-            )
+        refuse_too_long(longest, self._health["context"], self._health["model"])
 
     def _ask_again(self, servers: Replicas[_RewardServer]) -> None:
         """Take back those that answer again, with the same weights."""

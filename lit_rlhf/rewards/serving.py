@@ -19,7 +19,7 @@ from lit_rlhf.extras import importing_extra
 from lit_rlhf.listening import is_loopback, listen, local_names, same_secret
 from lit_rlhf.models import Backbone
 from lit_rlhf.models.fingerprint import weights_fingerprint
-from lit_rlhf.rewards.model import context_length, score_rows
+from lit_rlhf.rewards.model import score_rows
 from lit_rlhf.rewards.retokenize import TextReader, token_rows, vocabulary_hash
 
 with importing_extra("serve", "Serving a reward model"):
@@ -65,7 +65,7 @@ class RewardService:
         self.backbone, self.name, self.batch_tokens = backbone, name, batch_tokens
         tokenizer = backbone.tokenizer
         self.reader = None if tokenizer.eos_token_id is None else TextReader(tokenizer)
-        self.context = context_length(backbone)
+        self.context = backbone.context_length
         self.vocabulary_size = int(backbone.model.config.get_text_config().vocab_size)
         digest = hashlib.sha256(weights_fingerprint(backbone, "reward").encode())
         for value in backbone.heads["reward"].state_dict().values():

@@ -328,9 +328,8 @@ def checked(given: object, request: RolloutRequest, engine: RolloutEngine) -> Ge
 
 def context_length(backbone: Backbone) -> int | None:
     """Most positions that the model has, or has before it turns all of them otherwise, where its config tells."""
-    config = backbone.model.config.get_text_config()
-    values = (getattr(config, "max_position_embeddings", None), length_limit(config))
-    return min((int(value) for value in values if value), default=None)
+    limits = (backbone.context_length, length_limit(backbone.model.config.get_text_config()))
+    return min((int(limit) for limit in limits if limit), default=None)
 
 
 def end_tokens(backbone: Backbone, sampling: Sampling, device: torch.device) -> Tensor:
