@@ -1,7 +1,7 @@
 """From the stages' results to the numbers of the summary."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -97,17 +97,6 @@ def distinct_n(texts: Iterable[str], n: int) -> float:
         words = text.split()
         counts.update(zip(*(words[i:] for i in range(n)), strict=False))
     return len(counts) / max(counts.total(), 1)
-
-
-def flatten(summary: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one with dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in summary.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def examples(before: Judged, after: Judged, number: int) -> Sequence[dict[str, Any]]:

@@ -11,9 +11,6 @@ from lit_rlhf.modules.remax import GREEDY
 from lit_rlhf.options import check_option
 from lit_rlhf.types import BranchedBatch, Generation, Prompts, ScoredRollout, Scores
 
-_STEPS = 4
-"""Steps of a solution."""
-
 
 @dataclass(frozen=True)
 class Workload:

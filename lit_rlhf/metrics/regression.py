@@ -7,13 +7,11 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.regression import PearsonCorrCoef
 
+from lit_rlhf.functional.masking import Moments, merge_moments
+
 
 class _Moments(Metric):
-    """Means and sums of squared deviations of k series, merged as in Chan, Golub and LeVeque (1979).
-
-    Differences of sums of squares would lose all digits in float32 for numbers far from 0, and not every device has
-    float64.
-    """
+    """Means and sums of squared deviations of k series, each state (k,), merged without cancelling."""
 
     full_state_update = True  # states of parts are merged in `_moments`, not by a sum
     is_differentiable = False
@@ -25,7 +23,7 @@ class _Moments(Metric):
     def __init__(self, num_series: int) -> None:
         super().__init__()
         self.num_series = num_series
-        self.add_state("count", torch.tensor(0), dist_reduce_fx=None)
+        self.add_state("count", torch.zeros(num_series, dtype=torch.int64), dist_reduce_fx=None)
         self.add_state("mean", torch.zeros(num_series), dist_reduce_fx=None)
         self.add_state("deviation", torch.zeros(num_series), dist_reduce_fx=None)
 
@@ -35,25 +33,15 @@ class _Moments(Metric):
             return
         mean = data.mean(-1)
         deviation = (data - mean[:, None]).square().sum(-1)
-        count = torch.stack([self.count, self.count.new_tensor(data.shape[-1])])
-        self.count, self.mean, self.deviation = _merge(
-            count, torch.stack([self.mean, mean]), torch.stack([self.deviation, deviation])
-        )
+        new = (torch.full_like(self.count, data.shape[-1]), mean, deviation)
+        parts = map(torch.stack, zip((self.count, self.mean, self.deviation), new, strict=True))
+        self.count, self.mean, self.deviation = merge_moments(Moments(*parts))
 
-    def _moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Count (), means (k,) and sums of squared deviations (k,) over all ranks."""
+    def _moments(self) -> Moments:
+        """Of each series (k,), over all ranks."""
         # With several ranks each state has a leading axis of ranks.
-        shape = (-1, self.num_series)
-        return _merge(self.count.view(-1), self.mean.view(shape), self.deviation.view(shape))
-
-
-def _merge(count: Tensor, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Join the counts (parts,), means (parts, k) and sums of squared deviations (parts, k)."""
-    total = count.sum()
-    weight = (count / total.clamp_min(1))[:, None]
-    grand = (weight * mean).sum(0)
-    between = (count[:, None] * (mean - grand).square()).sum(0)
-    return total, grand, deviation.sum(0) + between
+        states = (self.count, self.mean, self.deviation)
+        return merge_moments(Moments(*(state.view(-1, self.num_series) for state in states)))
 
 
 class MeanAndStd(_Moments):

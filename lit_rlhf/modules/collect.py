@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +18,8 @@ from lit_rlhf.types import (
     Generation,
     PromptBatch,
     Prompts,
-    ScoredRollout,
     Scores,
 )
-
-Scored = TypeVar("Scored", bound=ScoredRollout)
 
 _RESUME = " The run goes on from its last checkpoint with --ckpt_path last."
 

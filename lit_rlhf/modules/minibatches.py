@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -132,57 +132,38 @@ def microbatches(minibatch: Stage, budget: int, rank: int, ranks: int) -> list[S
     return [minibatch.select(rows) for rows in mine]
 
 
-class Memory(Protocol):
-    """Bytes of a device, as its allocator counts them."""
-
-    def allocated(self) -> int:
-        """What tensors take now."""
-
-    def peak(self) -> int:
-        """The most that they took since `forget_peak`."""
-
-    def forget_peak(self) -> None:
-        """Let the peak begin anew at what they take now."""
-
-    def free(self) -> int:
-        """What they could take more, with what the allocator holds and doesn't use."""
-
-    def card(self) -> str:
-        """What device it is of, and how much there is in all."""
-
-
-class CudaMemory:
-    """That of a GPU."""
+class Memory:
+    """Bytes of a GPU, as its allocator counts them."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
     def allocated(self) -> int:
-        """See `Memory`."""
+        """What tensors take now."""
         return torch.cuda.memory_allocated(self.device)
 
     def peak(self) -> int:
-        """See `Memory`."""
+        """The most that they took since `forget_peak`."""
         return torch.cuda.max_memory_allocated(self.device)
 
     def forget_peak(self) -> None:
-        """See `Memory`."""
+        """Let the peak begin anew at what they take now."""
         torch.cuda.reset_peak_memory_stats(self.device)
 
     def free(self) -> int:
-        """See `Memory`."""
+        """What they could take more, with what the allocator holds and doesn't use."""
         free, _ = torch.cuda.mem_get_info(self.device)
         return free + torch.cuda.memory_reserved(self.device) - self.allocated()
 
     def card(self) -> str:
-        """See `Memory`."""
+        """What device it is of, and how much there is in all."""
         found = torch.cuda.get_device_properties(self.device)
         return f"{found.name} of {found.total_memory / 2**30:.1f} GiB"
 
 
 def memory_of(device: torch.device) -> Memory | None:
     """Of a GPU; None elsewhere."""
-    return CudaMemory(device) if device.type == "cuda" else None
+    return Memory(device) if device.type == "cuda" else None
 
 
 def fitting_tokens(free: float, per_token: float) -> int:

@@ -72,7 +72,7 @@ class Run:
 
 def settled_options(config: str) -> dict[str, Any]:
     """The options that make runs different experiments: all but seeds and places, by the names of the command line."""
-    found = dict(_flat(yaml.safe_load(config))) if config else {}
+    found = dict(flat_options(yaml.safe_load(config))) if config else {}
     return {
         name.replace(".init_args", ""): value
         for name, value in found.items()
@@ -170,11 +170,11 @@ def _object(path: Path, damaged: dict[str, int]) -> dict[str, Any]:
     return found
 
 
-def _flat(options: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_options(options: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Options with dotted names; in lists by the class, so that one more moves no other, else by number."""
     if isinstance(options, Mapping) and options:
         for name, value in options.items():
-            yield from _flat(value, f"{prefix}.{name}" if prefix else str(name))
+            yield from flat_options(value, f"{prefix}.{name}" if prefix else str(name))
     elif isinstance(options, list) and any(isinstance(value, Mapping) for value in options):
         used: Counter[str] = Counter()
         for number, value in enumerate(options):
@@ -182,6 +182,6 @@ def _flat(options: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             name = str(number) if path is None else str(path).rpartition(".")[2]
             used[name] += 1
             name = name if used[name] == 1 else f"{name} ({used[name]})"
-            yield from _flat(value, f"{prefix}.{name}")
+            yield from flat_options(value, f"{prefix}.{name}")
     else:
         yield prefix, options

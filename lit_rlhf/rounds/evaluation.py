@@ -14,6 +14,7 @@ import yaml
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.files import read_lines
 from lit_rlhf.options import check_option, is_number, is_whole
+from lit_rlhf.report.runs import flat_options
 from lit_rlhf.rounds.steps import Options, Step, fill
 
 _SAMPLES, _LABELS = "evaluation.jsonl", "agreement.jsonl"
@@ -132,7 +133,7 @@ def refuse_other_measures(step: Step, file: Path) -> None:
     # All rounds may have been moved since.
     root, old = (str(Path(options["output"]).parents[1]) for options in (now, before))
     before = yaml.safe_load(text.replace(f"{old}/", f"{root}/"))
-    was, given = dict(_flat(before)), dict(_flat(now))
+    was, given = dict(flat_options(before)), dict(flat_options(now))
     other = [
         f"{name} was {was.get(name)!r}, is {given.get(name)!r}"
         for name in {**was, **given}
@@ -147,15 +148,6 @@ def refuse_other_measures(step: Step, file: Path) -> None:
             f"ones can't be compared: {'; '.join(other)}. Put the former ones back (see {file}), or have all policies "
             f"measured anew: rm {root}/*/{step.result.name}"
         )
-
-
-def _flat(options: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Options by their names with dots."""
-    if isinstance(options, Mapping):
-        for key, value in options.items():
-            yield from _flat(value, f"{name}.{key}".lstrip("."))
-    else:
-        yield name, options
 
 
 def measure(directory: Path) -> Measures:

@@ -14,7 +14,7 @@ EACH = 7
 """Bytes that a padded token of a pass with gradient takes."""
 
 
-class SaidMemory:
+class SaidMemory(Memory):
     """Of a device where the passes of one module take `EACH` for each padded token.
 
     Args:
