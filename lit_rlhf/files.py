@@ -14,7 +14,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -201,11 +201,12 @@ def remove_stale_files(directory: Path) -> None:
         if not pid.isdigit():
             continue
         dead = host == _HOST and not _is_alive(int(pid))
-        if dead or time.time() - entry.lstat().st_mtime > _DAY:
-            if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # its process has moved it to its place meanwhile
+            if dead or time.time() - entry.lstat().st_mtime > _DAY:
+                if entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink()
 
 
 def free_name(path: Path) -> Path:

@@ -1,6 +1,5 @@
 """Judges that score answers."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -11,6 +10,7 @@ from lit_rlhf.data import InvalidRowError
 from lit_rlhf.evaluation.comparisons import Comparison
 from lit_rlhf.evaluation.scorers import Scored, Scorer
 from lit_rlhf.judges import Judge, PairwiseJudge
+from lit_rlhf.judges.pairwise import clipped_logit
 
 _NO_VERDICT = InvalidRowError("the judge gave no verdict", "it failed or abstained")
 
@@ -74,8 +74,7 @@ class JudgeScorer(Scorer):
                 failed.add(n)
                 continue
             favors[n].append(opinion.bias)
-            p = min(max(opinion.p_first, self.clip), 1 - self.clip)
-            share = math.log(p / (1 - p)) / len(totals[n])
+            share = clipped_logit(opinion.p_first, self.clip) / len(totals[n])
             totals[n][i] += share
             totals[n][j] -= share
         return [

@@ -1,5 +1,6 @@
 """Comparing in both orders."""
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -31,6 +32,12 @@ class Opinion(NamedTuple):
     def bias(self) -> float:
         """How far what is shown first is favored for its place, in [-1/2, 1/2]."""
         return (self.forward + self.backward - 1) / 2
+
+
+def clipped_logit(p: float, clip: float) -> float:
+    """The logit of a probability held within [clip, 1 - clip]."""
+    p = min(max(p, clip), 1 - clip)
+    return math.log(p / (1 - p))
 
 
 class PairwiseJudge:

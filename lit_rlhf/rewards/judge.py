@@ -1,6 +1,5 @@
 """Rewards by a judge."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,6 +10,7 @@ import torch
 
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.judges import Judge, Opinion, PairwiseJudge
+from lit_rlhf.judges.pairwise import clipped_logit
 from lit_rlhf.models import Backbone
 from lit_rlhf.options import check_choice, check_option, is_number
 from lit_rlhf.rewards.base import Reward, as_scores
@@ -117,8 +117,7 @@ class JudgeReward(Reward):
                 p = None if opinion is None else said(opinion)
                 if p is None and self.skip:
                     continue
-                p = min(max(0.5 if p is None else p, self.clip), 1 - self.clip)
-                logit = math.log(p / (1 - p))
+                logit = clipped_logit(0.5 if p is None else p, self.clip)
                 sums[i], sums[j] = sums[i] + logit, sums[j] - logit
                 known[i], known[j] = known[i] + 1, known[j] + 1
             return [None if n == 1 else s / n for s, n in zip(sums, known, strict=True)]

@@ -142,6 +142,14 @@ def test_only_files_of_dead_processes_are_stale(tmp_path: Path) -> None:
     assert left == {"alive", "elsewhere", "not ours"}
 
 
+def test_what_is_moved_to_its_place_meanwhile_is_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = [tmp_path / ".a.ckpt.another-host-12.tmp"]
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(gone))
+    remove_stale_files(tmp_path)
+
+
 @pytest.mark.parametrize("state", [{"x": NotPlain()}, {"x": lambda: 0}], ids=["object", "function"])
 def test_what_would_not_load_again_is_refused_at_saving(saved: Path, state: dict[str, Any]) -> None:
     good = saved.read_bytes()
