@@ -336,6 +336,11 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
+def is_saved_by_datasets(path: Path) -> bool:
+    """Whether a directory was written by `save_to_disk` of the `datasets` library."""
+    return any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
 def near_path(path: str | Path) -> str:
     """` Did you mean X?` where something beside a path that isn't there has nearly its name; else nothing."""
     place = Path(path).expanduser()

@@ -20,7 +20,7 @@ from lit_rlhf.data.encoding import Encoder
 from lit_rlhf.data.finding import unread_columns
 from lit_rlhf.data.kinds import shape_of
 from lit_rlhf.data.recognition import Kind, Reading
-from lit_rlhf.data.records import Row, part_names
+from lit_rlhf.data.records import Row, part_names, shown_turn
 from lit_rlhf.data.sources import local_source
 from lit_rlhf.errors import ConfigurationError, DataError, near
 from lit_rlhf.files import whole_file
@@ -280,7 +280,7 @@ def _ends(pieces: list[str], what: str) -> list[str]:
 def _plain(text: Any) -> str:
     if isinstance(text, str):
         return text
-    return " ".join(f"[{turn['role']}] {turn['content']}" for turn in text)
+    return " ".join(map(shown_turn, text))
 
 
 def run(words: Sequence[str]) -> None:

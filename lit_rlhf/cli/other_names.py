@@ -89,7 +89,7 @@ def by_another_name(name: str, command: str) -> str:
     ours = [
         f"{option}, without a name" if option.isupper() else f"--{option}"
         for names, option, commands in TABLE
-        if name in names.split() and _has(command, commands)
+        if name in names.split() and name != option and _has(command, commands)
     ]
     return did_you_mean(dict.fromkeys([*ours, *_of_trl(name, command)]))
 

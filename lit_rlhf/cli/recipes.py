@@ -11,6 +11,7 @@ from pathlib import Path
 from lit_rlhf.cli.commands import TRAINING
 from lit_rlhf.cli.shipped import RECIPES, SCORED
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.files import is_saved_by_datasets
 
 _CLASS = re.compile(r"[A-Z]\w*|\w+(\.\w+)*\.[A-Z]\w*")
 """A class as a configuration names it, of the library or `mine.Reward`; models have other names, or a slash."""
@@ -65,11 +66,10 @@ def expand(words: Sequence[str]) -> list[str]:
 
 
 def _source(data: str) -> list[str]:
-    """Options for a file, a directory of `save_to_disk`, or the name of a data set on the hub."""
-    path = Path(data)
-    if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+    """Options for what is there, a file, a directory of shards or of `save_to_disk`; else the name on the hub."""
+    path = Path(data).expanduser()
+    if is_saved_by_datasets(path):
         return ["--data.train", "DirectorySource", "--data.train.path", data]
-    there = path.is_file() or (path.is_dir() and path.suffix)
-    if there or "://" in data or _FILE.search(data):
+    if path.exists() or "://" in data or _FILE.search(data):
         return ["--data.train.path", data]
     return ["--data.train", "HubSource", "--data.train.name", data]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.data.records import InvalidRowError, Record, Text, shorten
+from lit_rlhf.data.records import CALLS, InvalidRowError, Record, Text, shorten
 from lit_rlhf.errors import ConfigurationError
 
 _QUESTION, _ANSWER = "What is it?", "It is so."
@@ -43,7 +43,7 @@ class ChatRenderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self._checked = False
-        self._unread: dict[tuple[str, ...], list[str]] = {}
+        self._known: dict[tuple[str, ...], list[str]] = {}
 
     def __call__(self, records: Sequence[Record]) -> list[Rendered | InvalidRowError]:
         """Render one or more records of messages, steps without their steps.
@@ -68,7 +68,7 @@ class ChatRenderer:
         for text in texts:
             if isinstance(text, InvalidRowError):
                 return text
-        if unread := self._unread_options(record.template or {}):
+        if unread := self._unread(record):
             return InvalidRowError(
                 "the chat template doesn't read what the row gives it",
                 f"{', '.join(unread)} would be lost: set tokenizer.chat_template to one that reads it, or leave it out",
@@ -125,14 +125,18 @@ class ChatRenderer:
                 f"{' '.join(str(error).split())[:300] or type(error).__name__} (roles: {roles})",
             )
 
-    def _unread_options(self, options: Mapping[str, Any]) -> list[str]:
-        names = tuple(options)
-        if names and names not in self._unread:
+    def _unread(self, record: Record) -> list[str]:
+        """What the row gives the template, beside what its messages say, and the template has no word for."""
+        options = record.template or {}
+        texts = [text for text in (record.prompt, *record.completions) if not isinstance(text, str)]
+        called = any(turn.get(CALLS) for text in texts for turn in text)
+        names = (*options, CALLS) if called else tuple(options)
+        if names and names not in self._known:
             template = self.tokenizer.get_chat_template(tools=options.get("tools"))
-            self._unread[names] = [
+            self._known[names] = [
                 n for n in names if not re.search(rf"\b{re.escape(n)}\b", template)
             ]
-        return self._unread.get(names, [])
+        return self._known.get(names, [])
 
     def _check_generation_prompt(self, record: Record) -> None:
         """Refuse a template whose prompts end in the user's own words, or that puts a header before an answer only."""

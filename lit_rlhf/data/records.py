@@ -15,6 +15,8 @@ Row: TypeAlias = Mapping[str, Any]
 """A raw row: column to value."""
 Message: TypeAlias = Mapping[str, Any]
 """A turn of a conversation: `role`, `content` and whatever else the chat template reads."""
+CALLS = "tool_calls"
+"""Where a message holds what tools it calls, and with what."""
 Text: TypeAlias = types.Text
 """Plain text, or the turns of a conversation."""
 FieldValue: TypeAlias = float | bool | tuple[float, ...]
@@ -243,6 +245,19 @@ def ratings_by_answer(fields: Mapping[str, Any], count: int) -> list[Sequence[fl
     ratings: Sequence[float] = fields.get("attributes", ())
     size = len(ratings) // max(count, 1)
     return [ratings[place * size : (place + 1) * size] for place in range(count)]
+
+
+def shown_turn(turn: Message) -> str:
+    """A message for people to read: its role, what it says, and the tools that it calls.
+
+    Example:
+        >>> call = {"type": "function", "function": {"name": "look", "arguments": {}}}
+        >>> shown_turn({"role": "assistant", "content": "", "tool_calls": [call]})
+        '[assistant] {"name": "look", "arguments": {}}'
+    """
+    calls = [each.get("function", each) for each in turn.get(CALLS) or () if isinstance(each, dict)]
+    said = [json.dumps(each, ensure_ascii=False, default=str) for each in calls]
+    return " ".join([f"[{turn['role']}]", *filter(None, [str(turn["content"]), *said])])
 
 
 def part_names(fields: Mapping[str, Any], count: int) -> list[str]:

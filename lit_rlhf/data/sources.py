@@ -8,7 +8,7 @@ from lit_rlhf.data.conversion import Source
 from lit_rlhf.data.readers import FileSource, hash_files, is_path
 from lit_rlhf.data.records import shorten
 from lit_rlhf.errors import ConfigurationError, DataError
-from lit_rlhf.files import near_path
+from lit_rlhf.files import is_saved_by_datasets, near_path
 from lit_rlhf.options import check_option, is_text
 
 
@@ -158,8 +158,7 @@ class RowsSource(Source):
 
 def local_source(path: str | list[str]) -> DirectorySource | FileSource:
     """What `save_to_disk` of the `datasets` library wrote, or files, by what lies at a path."""
-    saved = ("state.json", "dataset_dict.json")
-    if isinstance(path, str) and any((Path(path).expanduser() / name).is_file() for name in saved):
+    if isinstance(path, str) and is_saved_by_datasets(Path(path).expanduser()):
         return DirectorySource(path)
     return FileSource(path)
 

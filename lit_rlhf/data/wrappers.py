@@ -11,6 +11,7 @@ from lit_rlhf.data.formats import (
     check_columns,
 )
 from lit_rlhf.data.records import (
+    CALLS,
     InvalidRowError,
     Message,
     Record,
@@ -285,19 +286,25 @@ def _transcript_turns(prompt: Text) -> list[Message]:
 def _transcript(turn: Message) -> str:
     markers = {"system": "", "user": TRANSCRIPT_QUESTION, "assistant": TRANSCRIPT_MARKER}
     if turn["role"] not in markers:
-        raise InvalidRowError(
-            "a transcript has no place for a turn",
-            f"its role is {turn['role']!r}; take the tokenizer of a chat model, whose template knows it",
-        )
-    if turn["role"] == "system":
-        return str(turn["content"])
-    return f"{markers[turn['role']]} {turn['content']}"
+        raise _no_place(f"its role is {turn['role']!r}")
+    return f"{markers[turn['role']]} {_said(turn)}" if turn["role"] != "system" else _said(turn)
 
 
 def _answer(completion: Text) -> str:
     if isinstance(completion, str):
         return completion.lstrip(" ")
-    return "".join(turn["content"] for turn in completion)
+    return "".join(map(_said, completion))
+
+
+def _said(turn: Message) -> str:
+    if turn.get(CALLS):
+        raise _no_place(f"it has {CALLS}")
+    return str(turn["content"])
+
+
+def _no_place(why: str) -> InvalidRowError:
+    way = "take the tokenizer of a chat model, whose template knows it"
+    return InvalidRowError("a transcript has no place for a turn", f"{why}; {way}")
 
 
 def _turn(role: str, text: Text) -> Sequence[Message]:

@@ -17,6 +17,28 @@ ROLES = {
 _KNOWN_ROLES = ("system", "developer", "user", "assistant", "tool", "function", *ROLES)
 _AROUND = ("data", "rows", "examples", "samples", "instances", "train")
 """What the list of all rows is called in a file that is one object."""
+_OF_ROWS = {
+    "prompt",
+    "question",
+    "instruction",
+    "query",
+    "input",
+    "messages",
+    "conversation",
+    "conversations",
+}
+_OF_ROWS |= {
+    "chosen",
+    "rejected",
+    "completion",
+    "completions",
+    "response",
+    "responses",
+    "answer",
+    "answers",
+    "text",
+}
+"""Columns by which a row is known: an object that has more of them than those of its list is a row itself."""
 _MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["']\s*:""")
 _BETWEEN = re.compile(r"""(?<=\})\s+(?=\{["'](?:role|from|content|value)["']:)""")
 """What stands between the messages of an array as NumPy writes it, which knows no commas."""
@@ -53,7 +75,9 @@ def refuse_one_object(found: Any, what: str) -> None:
     if not isinstance(found, dict):
         return
     values = list(found.values())
-    lists = [name for name in _AROUND if _is_rows(found.get(name))]
+    around = {name: found[name] for name in _AROUND if _is_rows(found.get(name))}
+    own = len(_OF_ROWS & found.keys())
+    lists = [n for n, rows in around.items() if own < max(len(_OF_ROWS & set().union(*rows)), 1)]
     columns = all(isinstance(v, list) and not _is_rows(v) for v in values)
     alike = _is_rows(values) and len({frozenset(value) for value in values}) == 1
     several = len(values) > 1 and ((columns and len({*map(len, values)}) == 1) or alike)

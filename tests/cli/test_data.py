@@ -137,6 +137,12 @@ def test_the_first_row_that_can_be_used_is_shown_with_the_ends_of_its_texts(
     assert re.search(r"answer \(learned\): beginx+ \[\.\.\. 6,008 characters \.\.\.\] x+end\n", out)
 
 
+def test_calls_of_tools_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["data", "show", shape("messages_tools")])
+    said = '[assistant] {"name": "weather", "arguments": {"city": "Rome"}} [tool] sunny'
+    assert said in capsys.readouterr().out
+
+
 def test_what_is_said_of_answers_is_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

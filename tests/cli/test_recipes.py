@@ -11,6 +11,8 @@ import lit_rlhf
 from lit_rlhf.cli import main
 from lit_rlhf.cli.recipes import expand
 from lit_rlhf.cli.shipped import RECIPES, SCORED, config_names, find_config, whole_text
+from lit_rlhf.data import FileSource
+from lit_rlhf.data.sources import local_source
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.testing.tiny import write_tiny_world
 
@@ -81,6 +83,10 @@ def test_data_may_be_a_directory_or_of_the_hub(tmp_path: Path) -> None:
         *("--data.train", "DirectorySource"),
         *("--data.train.path", str(tmp_path)),
     ]
+    shards = tmp_path / "someone" / "something"
+    shards.mkdir(parents=True)  # what `data show` reads so too
+    assert expand(["sft", "--data", str(shards)])[3:] == ["--data.train.path", str(shards)]
+    assert isinstance(local_source(str(shards)), FileSource)
     assert expand(["sft", "--data", "someone/something"])[3:] == [
         *("--data.train", "HubSource"),
         *("--data.train.name", "someone/something"),

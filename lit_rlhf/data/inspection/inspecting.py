@@ -20,7 +20,7 @@ from lit_rlhf.data.inspection.leakage import HeldOut, Leak, Leakage, texts_of
 from lit_rlhf.data.inspection.lengths import LengthFacts, Lengths
 from lit_rlhf.data.inspection.words import hash_words
 from lit_rlhf.data.recognition import Kind, layout_for, read_as, some_rows, spell
-from lit_rlhf.data.records import Record, Text, part_names
+from lit_rlhf.data.records import Record, Text, part_names, shown_turn
 from lit_rlhf.data.sources import DirectorySource, local_source
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import check_option, is_number, is_whole
@@ -310,8 +310,7 @@ def show_record(record: Record, where: str) -> Shown:
 
 def _spelled(text: Text) -> str:
     if not isinstance(text, str):
-        turns = [f"[{turn['role']}] {turn['content']}" for turn in text]
-        text = "\n".join(turns)
+        text = "\n".join(map(shown_turn, text))
     if len(text) <= _MOST_CHARACTERS:
         return text
     return f"{text[:_MOST_CHARACTERS]}\n[... {len(text) - _MOST_CHARACTERS:,} more characters]"

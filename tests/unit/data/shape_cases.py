@@ -171,7 +171,7 @@ CASES: dict[str, tuple[str, str, str, tuple[str, ...], dict[str, Any], int]] = {
     "messages_tools": (
         "Demonstration",
         "Conversation()",
-        "[weather]<|system|>Be brief.<|user|>Weather in Rome?<|assistant|><eos><|tool|>sunny<|assistant|>",
+        "[weather](weather)<|system|>Be brief.<|user|>Weather in Rome?<|assistant|><eos><|tool|>sunny<|assistant|>",
         ("It is sunny.<eos>",),
         {},
         1,
@@ -246,5 +246,8 @@ CASES: dict[str, tuple[str, str, str, tuple[str, ...], dict[str, Any], int]] = {
     ),
 }
 
-READS_TOOLS = "{% for tool in tools or [] %}[{{ tool.function.name }}]{% endfor %}"
+READS_TOOLS = (
+    "{% for tool in tools or [] %}[{{ tool.function.name }}]{% endfor %}{% for each in messages %}"
+    "{% for call in each.tool_calls or [] %}({{ call.function.name }}){% endfor %}{% endfor %}"
+)
 """What a chat template begins with to show the tools of the row `messages_tools`, as its prompt above has them."""

@@ -238,6 +238,7 @@ def test_rows_that_are_no_list_are_refused_with_the_way_to_one(tmp_path: Path) -
     ("found", "way"),
     [
         ({"version": "1", "data": ROWS}, "the list 'data' of it"),
+        ({"text": "All", "data": [{"prompt": "p", "completion": "a"}]}, "the list 'data' of it"),
         ({"prompt": ["a", "b"], "chosen": ["c", "d"]}, "orient='records'"),
         ({"prompt": {"0": "a", "1": "b"}, "chosen": {"0": "c", "1": "d"}}, "orient='records'"),
         ({"7": ROWS[0], "9": ROWS[1]}, "orient='records'"),
@@ -259,6 +260,9 @@ def test_a_json_file_that_is_one_object_around_its_rows_is_refused(
         {"prompt": "q", "completions": ["a", "b"], "scores": [1, 2]},
         {"question": {"problem": "q"}, "label": {"steps": []}},
         {"text": "a"},
+        {"prompt": "q", "completion": "a", "data": [{"year": 1990}, {"year": 1991}]},
+        {"prompt": "q", "samples": [{"text": "a", "score": 1}, {"text": "b", "score": 2}]},
+        {"question": "q", "data": [{"role": "user", "content": "a"}]},
     ],
 )
 def test_a_json_file_may_be_one_row(row: dict[str, Any], tmp_path: Path) -> None:
