@@ -336,6 +336,11 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
+def unfinished_file(output: Path) -> Path:
+    """Where a command that writes a file keeps what it has found, until the file is there."""
+    return output.with_name(f".{output.name}.unfinished")
+
+
 def is_saved_by_datasets(path: Path) -> bool:
     """Whether a directory was written by `save_to_disk` of the `datasets` library."""
     return any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))

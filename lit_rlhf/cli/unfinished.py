@@ -14,7 +14,7 @@ from lit_rlhf.cli.output import progress
 from lit_rlhf.data import AsChat, Format
 from lit_rlhf.data.written import written_messages
 from lit_rlhf.evaluation.scorers import Layout
-from lit_rlhf.files import writing
+from lit_rlhf.files import unfinished_file, writing
 from lit_rlhf.models import Backbone
 
 
@@ -39,7 +39,7 @@ class Unfinished:
     """
 
     def __init__(self, output: Path | None, request: Any) -> None:
-        self.path = None if output is None else output.with_name(f".{output.name}.unfinished")
+        self.path = None if output is None else unfinished_file(output)
         self.key = hashlib.sha256(json.dumps(request, default=str).encode()).hexdigest()
         self.known: dict[int, Any] = {}
         if self.path is None or not self.path.is_file():

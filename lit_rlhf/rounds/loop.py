@@ -14,7 +14,7 @@ import yaml
 from lit_rlhf.data import FileSource
 from lit_rlhf.data.sources import local_source
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.files import DirectoryLock, write_text
+from lit_rlhf.files import DirectoryLock, unfinished_file, write_text
 from lit_rlhf.options import check_option, is_text, is_whole
 from lit_rlhf.report.rounds_page import ROUNDS, report_rounds
 from lit_rlhf.report.run_page import report_runs
@@ -168,6 +168,10 @@ class Rounds:
     def _do(self, key: int | str, directory: Path, steps: list[Step]) -> str | None:
         """Run the steps that aren't done; what people are asked to do, where one waits for them."""
         commands, told = self._prepare(directory, steps), self._of(key)
+        for step in (
+            step for step in steps if step.done
+        ):  # one may have been killed behind its result
+            unfinished_file(step.result).unlink(missing_ok=True)
         for step in (step for step in steps if not step.done):
             if not step.words:
                 return step.ask

@@ -5,6 +5,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
+from lit_rlhf.data import AsTranscript, PromptOnly
 from lit_rlhf.data.encoding import Encoded, Encoder
 from lit_rlhf.data.records import InvalidRowError, Record, TooLongError
 from lit_rlhf.errors import ConfigurationError
@@ -22,6 +23,22 @@ def texts(tokenizer: PreTrainedTokenizerFast, encoded: Encoded) -> tuple[str, li
 def template(tokenizer: PreTrainedTokenizerFast, text: str) -> PreTrainedTokenizerFast:
     tokenizer.chat_template = text
     return tokenizer
+
+
+def test_calls_of_tools_that_nothing_reads_would_be_lost(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    call = {"type": "function", "function": {"name": "w", "arguments": {}}}
+    calling = {**GOOD, "tool_calls": [call]}
+    for record in (Record([USER], ([calling],)), Record([USER, calling, USER], ([GOOD],))):
+        with pytest.raises(InvalidRowError, match="tool_calls would be lost: set tokenizer"):
+            Encoder(tokenizer)(record)
+        with pytest.raises(InvalidRowError, match="it has tool_calls; take the tokenizer of"):
+            AsTranscript(PromptOnly()).convert(record)
+    Encoder(tokenizer)(Record([USER], ([{**GOOD, "tool_calls": None}],)))
+    reads = "{{ messages[1].tool_calls[0].function.name }}" + str(tokenizer.chat_template)
+    encoded = Encoder(template(tokenizer, reads))(Record([USER, calling, USER], ([GOOD],)))
+    assert texts(tokenizer, encoded)[0].startswith("w<|user|>")
 
 
 class TestPlainText:

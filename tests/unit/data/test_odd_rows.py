@@ -16,7 +16,6 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrained
 
 from lit_rlhf.data import (
     AsChat,
-    AsTranscript,
     ChosenOf,
     Conversation,
     DemonstrationDataModule,
@@ -174,22 +173,6 @@ class TestChats:
         report = module.reports["train"]
         assert report.counts == {"the chat template doesn't read what the row gives it": 1}
         assert f"row 1: {name} would be lost" in report.summary()
-
-    def test_calls_of_tools_that_the_template_does_not_read_would_be_lost(
-        self, tokenizer: PreTrainedTokenizerFast
-    ) -> None:
-        call = {"type": "function", "function": {"name": "w", "arguments": {}}}
-        calls = [USER, {"role": "assistant", "content": "", "tool_calls": [call]}]
-        other = [USER, {**GOOD, "tool_calls": None}]
-        rows = RowsSource([{"messages": calls}, {"messages": other}])
-        module = ready(DemonstrationDataModule(rows, tokenizer=tokenizer, batch_size=1))
-        assert "row 1: tool_calls would be lost" in module.reports["train"].summary()
-        plain = RowsSource([{"messages": [USER, GOOD]}, {"messages": calls}])
-        format = AsTranscript(Conversation())
-        module = ready(
-            DemonstrationDataModule(plain, tokenizer=tokenizer, format=format, batch_size=1)
-        )
-        assert "row 2: it has tool_calls; take" in module.reports["train"].summary()
 
     def test_tools_of_plain_text_would_be_lost(self, tokenizer: PreTrainedTokenizerFast) -> None:
         rows = RowsSource([{"prompt": "p", "completion": "a", "tools": [{"name": "w"}]}])

@@ -15,7 +15,7 @@ from lit_rlhf.cli.shipped import find_config
 from lit_rlhf.data import FileSource
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.feedback import LabelStore, Vote, read_pairs
-from lit_rlhf.files import read_lines
+from lit_rlhf.files import read_lines, unfinished_file
 from lit_rlhf.rounds import (
     Evaluation,
     InProcess,
@@ -113,11 +113,8 @@ def test_iterative_dpo_and_its_record() -> None:
     assert runner.ran == ["generate", *["generate", "fit", "generate"] * 2]
     record = json.loads(Path("runs/loop/rounds.json").read_text())
     assert record["state"] == "finished"
-    assert [step["name"] for step in record["rounds"]["1"]["steps"]] == [
-        "sample",
-        "policy",
-        "evaluation",
-    ]
+    steps = [step["name"] for step in record["rounds"]["1"]["steps"]]
+    assert steps == ["sample", "policy", "evaluation"]
     measures = {key: each["measures"] for key, each in record["rounds"].items()}
     assert measures["initial"]["kl"] == pytest.approx(0, abs=1e-4)
     assert measures["0"]["kl"] != measures["1"]["kl"] != 0
@@ -140,12 +137,15 @@ def test_a_step_without_rows_is_said_before_anything_trains() -> None:
         feedback = RewardFeedback(PROMPTS, LENGTH, 16, sample)
         return rounds(IterativeDPO(feedback, tiny("preference/dpo_lora")), runner, rounds=1)
 
-    runner = Counting()
+    runner, left = Counting(), unfinished_file(Path("runs/loop/round-00/preferences.jsonl"))
     with pytest.raises(RoundError, match=r"round 0, sample: .* made no row.*length limit"):
         made(1).run()
     assert runner.ran == ["generate"]
-    made(100).run()
-    assert runner.ran == ["generate", "generate", "fit"]
+    for _ in range(2):
+        made(100).run()
+        assert runner.ran == ["generate", "generate", "fit"]
+        assert not left.exists()
+        left.touch()  # as by a kill behind the result
 
 
 def test_what_is_done_is_not_done_again() -> None:
