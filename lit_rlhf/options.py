@@ -1,8 +1,14 @@
 """Options: the one way to refuse one that is out of its range, and which are plain values (layer L0)."""
 
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lit_rlhf.errors import ConfigurationError
+
+_LONGEST = 160  # characters of a value in a message
 
 
 def check_option(valid: bool, owner: object, name: str, value: object, allowed: str) -> None:
@@ -20,7 +26,73 @@ def check_option(valid: bool, owner: object, name: str, value: object, allowed: 
     """
     if not valid:
         called = getattr(owner, "__name__", type(owner).__name__)
-        raise ConfigurationError(f"{called}({name}={value!r}): {name} must be {allowed}.")
+        raise ConfigurationError(f"{called}({name}={shown(value)}): {name} must be {allowed}.")
+
+
+def check_fields(options: Any, told: Mapping[str, str] | None = None) -> None:
+    """Refuse values of other kinds than a dataclass of options says, and make text of paths.
+
+    Args:
+        options: The dataclass, whose fields hold plain values and dataclasses.
+        told: By field, what it must be in words, where its type says too little.
+
+    Raises:
+        ConfigurationError: Names the field, its value and what it must be.
+    """
+    hints = get_type_hints(type(options))
+    for name in (each.name for each in fields(options)):
+        value, kinds = getattr(options, name), _kinds(hints[name])
+        if isinstance(value, os.PathLike) and str in kinds:
+            value = os.fspath(value)
+            setattr(options, name, value)
+        allowed = (told or {}).get(name) or " or ".join(map(_said, kinds))
+        check_option(any(_is_of(value, kind) for kind in kinds), options, name, value, allowed)
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if kind in (int, float):
+        return is_whole(value) if kind is int else is_number(value)
+    kind = get_origin(kind) or kind
+    return isinstance(value, (list, tuple) if kind is list else kind)
+
+
+def _said(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(repr, get_args(kind)))}"
+    words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    words[NoneType] = "left out"
+    return words.get(kind) or f"a {(get_origin(kind) or kind).__name__}"
+
+
+def check_shapes(owner: object, **tensors: Any) -> None:
+    """Refuse tensors of several shapes, which torch would compare each with each where one is (B, 1) and another (B,).
+
+    Args:
+        owner: What was given them.
+        tensors: By name; what is no tensor, and single numbers, go with any.
+
+    Raises:
+        ConfigurationError: Names them with their shapes.
+    """
+    shapes = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in tensors.items()}
+    if len({shape for shape in shapes.values() if shape}) > 1:
+        given = ", ".join(f"{name} of the shape {shape}" for name, shape in shapes.items() if shape)
+        raise ConfigurationError(
+            f"{type(owner).__name__} was given {given}: they must have one shape. Of scores (B, 1), as other people's "
+            "classifiers give them, take scores[:, 0]."
+        )
+
+
+def shown(value: object) -> str:
+    """A value as messages show it, on one line and cut where it is long, as models and tables are."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def check_choice(owner: object, name: str, value: object, *choices: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_rlhf.data.conversion import SUBSET
 from lit_rlhf.data.rows import TokenizedRow
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.types import (
     BranchedBatch,
     DemonstrationBatch,
@@ -94,6 +94,7 @@ class BranchedCollator:
 
     def layout(self, rows: Sequence[Any]) -> BranchedBatch:
         """The three tensors of every batch, (B, L)."""
+        _require_tokens(rows)
         ids, branches, positions = zip(*map(_line, rows), strict=True)
         return {
             "input_ids": self._pad(ids, self.pad_id),
@@ -104,6 +105,7 @@ class BranchedCollator:
 
     def plain_rows(self, rows: Rows, branch: int, prefix: str = "") -> dict[str, Tensor]:
         """Prompt and one completion as other people's models take them, (B, L) each; `labels` is -100 on the prompt."""
+        _require_tokens(rows)
         lines = [(row["prompt_ids"], row["completion_ids"][branch]) for row in rows]
         whole = [[*prompt, *completion] for prompt, completion in lines]
         labels = [[-100] * len(prompt) + completion for prompt, completion in lines]
@@ -256,6 +258,14 @@ def _padded(lines: Sequence[Sequence[float]]) -> Tensor:
     width = max(map(len, lines))
     filled = [[*line, *[0.0] * (width - len(line))] for line in lines]
     return torch.tensor(filled, dtype=torch.float32)
+
+
+def _require_tokens(rows: Sequence[Mapping[str, Any]]) -> None:
+    if "prompt_ids" not in rows[0]:
+        raise DataError(
+            f"The rows have lost their tokens; what is left of them is {sorted(rows[0])}. The Trainer of transformers "
+            "removes columns that its model doesn't read: give it TrainingArguments(remove_unused_columns=False)."
+        )
 
 
 def _index(rows: Rows) -> Tensor:

@@ -3,6 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning.pytorch import LightningDataModule
@@ -136,6 +137,8 @@ class BranchedDataModule(LightningDataModule, ABC):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
+        if isinstance(tokenizer, Path):
+            tokenizer = str(tokenizer)
         # logger: `seed` and `batch_size` are names of the module's too
         self.save_hyperparameters(logger=False)
         self._keep_plain_hyperparameters()
@@ -280,6 +283,8 @@ class BranchedDataModule(LightningDataModule, ABC):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the tokenized rows that a stage needs: fit, validate, test or predict. None: all there are."""
+        names = [name for name in _STAGES if name]
+        check_option(stage in _STAGES, self, "stage", stage, f"one of {', '.join(names)}, or None")
         stage = TrainerFn(stage).value if stage else None
         self._require_source(stage)
         opened, splits = _STAGES[stage][1], self.val_fraction > 0
@@ -457,3 +462,5 @@ class BranchedDataModule(LightningDataModule, ABC):
         for name, value in list(self.hparams.items()):
             if isinstance(value, Source | Format | Repeats | PreTrainedTokenizerBase):
                 del self.hparams[name]
+            elif isinstance(value, Path):
+                self.hparams[name] = str(value)

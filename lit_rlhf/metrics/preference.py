@@ -5,7 +5,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lit_rlhf.metrics.pairs import agreement
-from lit_rlhf.options import check_option
+from lit_rlhf.options import check_option, check_shapes
 
 
 class _Mean(Metric):
@@ -56,6 +56,7 @@ class PreferenceAccuracy(_Mean):
             rejected: (n,) scores of the rejected answers.
             p_chosen: (n,) in [0, 1], the probability that a rater prefers the chosen answer; default 1.
         """
+        check_shapes(self, chosen=chosen, rejected=rejected, p_chosen=p_chosen)
         margin = chosen.float() - rejected.float()
         p = torch.ones_like(margin) if p_chosen is None else p_chosen.float()
         self._add(agreement(margin, p))
@@ -78,6 +79,7 @@ class RewardMargin(_Mean):
             chosen: (n,) scores of the chosen answers.
             rejected: (n,) scores of the rejected answers.
         """
+        check_shapes(self, chosen=chosen, rejected=rejected)
         self._add(chosen.detach().float() - rejected.detach().float())
 
 
@@ -138,6 +140,7 @@ class CalibrationError(Metric):
             rejected: (n,) scores of the rejected answers.
             p_chosen: (n,) in [0, 1], the probability that a rater prefers the chosen answer; default 1.
         """
+        check_shapes(self, chosen=chosen, rejected=rejected, p_chosen=p_chosen)
         margin = (chosen.detach().float() - rejected.detach().float()).flatten()
         p = torch.ones_like(margin) if p_chosen is None else p_chosen.float().flatten()
         confidence = margin.abs().sigmoid()

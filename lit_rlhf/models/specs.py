@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, Literal
 
-from lit_rlhf.options import check_option, is_whole
+from lit_rlhf.options import check_fields, check_option, is_whole
 
 Quantization = Literal["none", "nf4", "fp4", "int8"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
@@ -12,6 +12,13 @@ Branching = Literal["auto", "shared", "expanded"]
 Kernels = Literal["auto", "plain"]
 DTypeName = Literal["float32", "bfloat16", "float16"]
 DTypeOption = Literal["auto", "float32", "bfloat16", "float16"]
+
+_SAVED = "one in memory is saved first, by its save_pretrained(directory)"
+_IN_WORDS = {
+    "name": f"a directory or hub id of a model; {_SAVED}",
+    "tokenizer": f"a directory or hub id of a tokenizer; {_SAVED}",
+    "lora": "a LoraSpec or left out",
+}
 
 
 @dataclass
@@ -35,6 +42,7 @@ class LoraSpec:
     rslora: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for valid, name, allowed in (
             (is_whole(self.rank, 1), "rank", "a whole number of at least 1"),
             (0 < self.alpha < inf, "alpha", "above 0"),
@@ -85,3 +93,6 @@ class ModelSpec:
     kernels: Kernels = "auto"
     trust_remote_code: bool = False
     init_seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self, _IN_WORDS)

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.lightning import (
+    callbacks_of,
     log_reduced,
     loss_scaler,
     save_before_peek,
@@ -226,7 +227,8 @@ class RLHFModule(LightningModule):
             refuse_callbacks(self.trainer, self)
         if "backbone" not in self._modules:
             refuse_missing(self.spec)
-        return [MonitorCheck()]
+        known = any(isinstance(callback, MonitorCheck) for callback in callbacks_of(self.trainer))
+        return [] if known else [MonitorCheck()]
 
     def on_fit_start(self) -> None:
         """Compare the data with what the models read, and a checkpoint's options with the written ones."""

@@ -1,5 +1,6 @@
 """What callbacks watch, held to what a module logs, before a run has spent much on it."""
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +32,18 @@ class MonitorCheck(Callback):
 
     def __init__(self) -> None:
         self._validated: set[str] = set()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget what another module logged that this Trainer had before."""
+        self._validated = set()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Where what is in eval mode is frozen (a reference, a reward), keep Lightning from wondering at it."""
+        resting = [part for part in pl_module.modules() if not part.training]
+        weights = (weight for part in resting for weight in part.parameters(recurse=False))
+        if not any(weight.requires_grad for weight in weights):
+            said = r"Found \d+ module\(s\) in eval mode at the start of training"
+            warnings.filterwarnings("ignore", message=said)
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what validation logs."""

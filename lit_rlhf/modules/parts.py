@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lit_rlhf.distributed import by_first_rank
 from lit_rlhf.errors import CheckpointError, ConfigurationError
-from lit_rlhf.options import is_plain
+from lit_rlhf.options import is_plain, shown
 
 CHECKPOINT_KEY = "lit_rlhf"
 CHECKPOINT_VERSION = 2
@@ -25,7 +25,8 @@ _WAYS = {
         ("PreferenceLoss", "RewardLoss"),
         "Losses are classes of lit_rlhf.objectives; one of your own is a subclass of one of them.",
     ),
-    "Reward": "Of a function it is FunctionReward(function), of a reward model ModelReward(path).",
+    "Reward": "Of a function it is FunctionReward(function), of a reward model "
+    "ModelReward(path), of several WeightedSum(rewards).",
 }
 
 
@@ -155,10 +156,11 @@ def check_kinds(module: type, places: Sequence[Any], names: Mapping[str, Any]) -
         told = ours and all(isinstance(kind, type) for kind in kinds)
         if told and not isinstance(value, kinds):
             kind, way = ours[0].__name__, _WAYS.get(ours[0].__name__, "")
+            article = "an" if kind[0] in "AEIOU" else "a"
             if isinstance(value, type) and issubclass(value, ours[0]):
                 way = f"This is the class; give one of it: {value.__name__}(...)."
             raise ConfigurationError(
-                f"{module.__name__}({name}={value!r}): {name} must be a {kind}. {way}".rstrip()
+                f"{module.__name__}({name}={shown(value)}): {name} must be {article} {kind}. {way}".rstrip()
             )
         if isinstance(value, nn.Module) and "_modules" not in vars(value):
             kind = type(value).__name__

@@ -140,7 +140,7 @@ class RewardModelModule(OfflineModule):
             self._unchecked = False
             check_first_batch(self.backbone, batch, self.scores)
         scores, _ = self.scores(batch)
-        output = LossOutput.of(self.loss(scores, batch), (len(scores),), self.objective)
+        output = self._output(scores, batch)
         if (right := output.metrics.get("accuracy")) is not None:
             seen = torch.stack([right.nansum(), (~right.isnan()).sum()]).float()
             self._train_right = self._train_right.to(seen.device) + seen
@@ -217,10 +217,14 @@ class RewardModelModule(OfflineModule):
             return at_step_ends(asked(out.values), scores, out.mask, ends), lengths[:, None]
         return scores.view(rows, -1, *scores.shape[1:]), lengths.view(rows, -1)
 
+    def _output(self, scores: Tensor, batch: BranchedBatch) -> LossOutput:
+        owner = self.objective if type(self).loss is RewardModelModule.loss else self
+        return LossOutput.of(self.loss(scores, batch), (len(scores),), owner)
+
     def _evaluate(self, batch: BranchedBatch, stage: str) -> dict[str, Tensor]:
         scores, lengths = self.scores(batch)
         rows = len(batch["input_ids"])
-        output = LossOutput.of(self.loss(scores, batch), (rows,), self.objective)
+        output = self._output(scores, batch)
         rewards = self.objective.reward(scores)
         self.log_held_out_loss(stage, *_sum_and_count(output.loss))
         updated = []

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import TrainingDivergedError
-from lit_rlhf.options import check_option, is_whole
+from lit_rlhf.options import check_fields, check_option, is_whole
 
 
 @dataclass
@@ -33,6 +33,7 @@ class Steps:
     decay_embeddings: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         most = self.max_skipped
         check_option(most >= 1, self, "max_skipped", most, "1 or more")
 

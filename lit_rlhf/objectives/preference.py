@@ -25,7 +25,7 @@ from lit_rlhf.objectives.columns import (
     refuse_scores,
     require_finite,
 )
-from lit_rlhf.options import check_option
+from lit_rlhf.options import check_option, check_shapes
 from lit_rlhf.types import LossOutput, SequenceStats
 
 Statistic = Literal["tokens", "kl", "collision", "value"]
@@ -73,6 +73,10 @@ class Completion:
     """Which of them are tokens; the rest is padding."""
     value: Float[Tensor, " prompts"] | None = None
     """A learned value of the prompt."""
+
+    def __post_init__(self) -> None:
+        names = ("logprobs", "lengths", "ref_logprobs", "kl", "collision")
+        check_shapes(self, **{name: getattr(self, name) for name in names})
 
     @property
     def logratios(self) -> Float[Tensor, "*rows"]:
@@ -157,7 +161,19 @@ class PreferenceLoss(nn.Module, ABC):
         """The formula: completions, and columns as keyword-only arguments, to a loss (B,)."""
 
     def __call__(self, *completions: Any, **columns: Any) -> Tensor:
-        """`forward`, typed."""
+        """`forward`, of completions of one shape.
+
+        Raises:
+            ConfigurationError: They are bare log-probs, or of several shapes.
+        """
+        if completions and isinstance(completions[0], Tensor):
+            raise ConfigurationError(
+                f"{type(self).__name__} was given a Tensor where it takes a Completion(logprobs, lengths, "
+                "ref_logprobs) of lit_rlhf.objectives: of each completion the sum of the log-probs of its tokens, "
+                "their number, and the sum under the reference, (B,) each."
+            )
+        given = [each.logprobs for each in completions if isinstance(each, Completion)]
+        check_shapes(self, **{f"completion {i + 1}": each for i, each in enumerate(given)})
         return cast("Tensor", super().__call__(*completions, **columns))
 
     @abstractmethod

@@ -26,7 +26,7 @@ from lit_rlhf.objectives.columns import (
     refuse_scores,
     require_strengths,
 )
-from lit_rlhf.options import check_option
+from lit_rlhf.options import check_option, check_shapes
 from lit_rlhf.types import LossOutput
 
 
@@ -127,6 +127,7 @@ class BradleyTerry(_SmoothedLoss):
         p_chosen: Rows | None = None,
     ) -> Rows:
         """Of scores; `margin` in units of reward, `p_chosen` in [0, 1]."""
+        check_shapes(self, chosen=chosen, rejected=rejected, margin=margin, p_chosen=p_chosen)
         delta = chosen - rejected if margin is None else chosen - rejected - margin
         p = torch.ones_like(delta) if p_chosen is None else p_chosen.to(delta.dtype)
         p = p + self.label_smoothing * (1 - 2 * p)
@@ -150,6 +151,7 @@ class ScaledBradleyTerry(_SmoothedLoss):
 
     def __call__(self, chosen: Rows, rejected: Rows, *, margin: Rows) -> Rows:
         """Of scores; `margin`, 0 or more, is the strength of the preference."""
+        check_shapes(self, chosen=chosen, rejected=rejected, margin=margin)
         delta, e = chosen - rejected, self.label_smoothing
         return margin * ((1 - e) * softplus(-delta) + e * softplus(delta))
 
@@ -214,6 +216,7 @@ class AllPairs(RankingLoss):
 
     def __call__(self, scores: Lists, targets: Lists, mask: ListMask) -> Rows:
         """0 where there is no pair."""
+        check_shapes(self, scores=scores, targets=targets, mask=mask)
         pairs = better_pairs(targets, mask)  # (B, K, K)
         if self.temperature is not None:
             pairs = (mask[:, :, None] & mask[:, None, :]).triu(diagonal=1)
@@ -245,6 +248,7 @@ class PlackettLuce(RankingLoss):
 
     def __call__(self, scores: Lists, targets: Lists, mask: ListMask) -> Rows:
         """0 with fewer than two completions; ties share their denominator."""
+        check_shapes(self, scores=scores, targets=targets, mask=mask)
         return plackett_luce_loss(scores, targets, mask, self.top)
 
 
@@ -256,6 +260,7 @@ class Regression(RewardLoss):
 
     def __call__(self, scores: Lists, targets: Lists, mask: ListMask) -> Rows:
         """Of scores, ratings in units of reward, and which completions were rated; 0 where none was."""
+        check_shapes(self, scores=scores, targets=targets, mask=mask)
         errors = torch.where(mask, scores - targets, 0.0)
         return masked_mean(errors.square(), mask, dim=-1)
 

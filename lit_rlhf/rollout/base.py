@@ -14,7 +14,7 @@ from lit_rlhf.models.branched import length_limit, pack
 from lit_rlhf.models.checks import product_dtype
 from lit_rlhf.models.loading import embeddings
 from lit_rlhf.models.sharding import agreed
-from lit_rlhf.options import check_option
+from lit_rlhf.options import check_fields, check_option
 from lit_rlhf.types import Generation, Prompts, asked
 
 _PROMPTS, _STEPS, _SAMPLES = (13, 5), 8, 2
@@ -46,6 +46,7 @@ class Sampling:
     stop_token_ids: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         most = self.max_new_tokens
         for valid, name, allowed in (
             (most >= 1, "max_new_tokens", "at least 1"),

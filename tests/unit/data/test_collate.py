@@ -1,8 +1,17 @@
+from typing import Any
+
 import pytest
 import torch
 
-from lit_rlhf.data.collate import BranchedCollator, PreferenceCollator, RankedCollator
+from lit_rlhf.data.collate import (
+    BranchedCollator,
+    DemonstrationRowsCollator,
+    PairRowsCollator,
+    PreferenceCollator,
+    RankedCollator,
+)
 from lit_rlhf.data.rows import TokenizedRow
+from lit_rlhf.errors import DataError
 from lit_rlhf.functional.branches import branch_layout
 
 
@@ -57,3 +66,9 @@ def test_rankings_of_different_lengths() -> None:
     batch = RankedCollator(pad_id=0)(rows)
     assert batch["score"].tolist() == [[0.5, 1.0, 0.0], [3.0, 2.0, 1.0]]
     assert batch["branch_mask"].tolist() == [[True, True, False], [True, True, True]]
+
+
+@pytest.mark.parametrize("kind", [PreferenceCollator, PairRowsCollator, DemonstrationRowsCollator])
+def test_rows_that_another_trainer_has_emptied_are_told_the_option(kind: Any) -> None:
+    with pytest.raises(DataError, match=r"\['index'\].*remove_unused_columns=False"):
+        kind(pad_id=0)([{"index": 4}])

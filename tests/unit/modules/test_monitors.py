@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     EarlyStopping,
@@ -20,7 +21,12 @@ from lit_rlhf.models import LoraSpec, ModelSpec
 from lit_rlhf.modules import PreferenceModule, RewardModelModule
 from lit_rlhf.objectives import KTO
 from lit_rlhf.testing import tiny_preferences
-from tests.unit.modules.policies import fit as fit_policy, make_ppo, make_trainer
+from tests.unit.modules.policies import (
+    fit as fit_policy,
+    make_ppo,
+    make_trainer,
+    prompt_loader,
+)
 from tests.unit.modules.test_preference import fit as fit_batches, singles
 
 
@@ -134,3 +140,17 @@ def test_the_worst_taken_for_the_best_is_said(tiny_model_dir: Path) -> None:
         run(tiny_model_dir, EarlyStopping("val/accuracy"))
     with pytest.warns(UserWarning, match=r"'val/loss'.*mode='max'.*Set mode='min'"):
         run(tiny_model_dir, EarlyStopping("val/loss", mode="max"))
+
+
+def test_frozen_parts_and_a_trainer_used_again_are_no_news(
+    tiny_model_dir: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    module = make_ppo(tiny_model_dir)
+    module.reward.layer = torch.nn.Linear(1, 1).requires_grad_(False).eval()
+    trainer = fit_policy(module, tiny_model_dir)
+    trainer.validate(module, prompt_loader(tiny_model_dir))
+    assert "in eval mode" not in "".join(str(each.message) for each in recwarn)
+    assert "will override existing callbacks" not in caplog.text
+    module.backbone.eval()
+    with pytest.warns(UserWarning, match="in eval mode"):
+        fit_policy(module, tiny_model_dir)
