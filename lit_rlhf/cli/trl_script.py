@@ -161,8 +161,9 @@ class _Reader:
                 if isinstance(node, ast.Name) and node.id in TASKS
             ]
             way_out = (
-                f". It takes the options of {named[0]} from its command line: write these as `option: value` lines "
-                "into a YAML, and give that"
+                f". It takes the options of {named[0]} from its command line: write those of your call into a YAML, "
+                "each `--option value` as a line `option: value` (a list in brackets, an option alone as true), and "
+                f"give that: `lit-rlhf from-trl options.yaml --task {named[0].removesuffix('Config').lower()}`"
                 if named
                 else ""
             )

@@ -22,13 +22,16 @@ from lit_rlhf.data.records import (
     required_fields,
     rows_of_group,
 )
-from lit_rlhf.data.repeats import RepeatFinder, Repeats
+from lit_rlhf.data.repeats import Identity, RepeatFinder, Repeats
 from lit_rlhf.errors import DataError
 from lit_rlhf.seeding import stable_hash
 
 InvalidPolicy = Literal["drop", "error"]
 _ROWS_AT_ONCE = 512
+_MOST_COMPARED = 1_000_000
+"""Pairs and labelled answers of which contradictions are counted: some 100 bytes of memory each."""
 _SUMMED = ("optional", "labels", "truncated", "rows", "records", "chats", "cut_prompts")
+_SUMMED += ("contradicting",)
 """What of the reports of several sources is added up."""
 _log = logging.getLogger(__name__)
 
@@ -63,6 +66,7 @@ class Report:
         systems: Their different system turns, "" for none; two at most.
         truncated: How many records had their prompt or an answer cut to a limit, by which of these.
         cut_prompts: Conversations whose prompt the chat template renders otherwise once an answer follows.
+        contradicting: Pairs that prefer the answer which an earlier one rejects, and labels that differ so.
         longest_prompt: In tokens.
         longest_completion: In tokens.
         refuses: Options by which records, where there are any, end the run (see `Repeats`).
@@ -80,6 +84,7 @@ class Report:
     systems: list[str] = field(default_factory=list)
     truncated: Counter[str] = field(default_factory=Counter)
     cut_prompts: int = 0
+    contradicting: int = 0
     longest_prompt: int = 0
     longest_completion: int = 0
     refuses: list[str] = field(default_factory=list)
@@ -132,6 +137,11 @@ class Report:
             if count < self.records
         ]
         lines += self._cut()
+        if self.contradicting:
+            lines.append(
+                f"{self.contradicting} say the opposite of an earlier one (repeats.contradicting: drop leaves out both "
+                "sides, lit-rlhf data inspect shows them)"
+            )
         if self.cut_prompts:
             lines.append(
                 f"{self.cut_prompts} prompts are cut to what the chat template renders alike with and without an "
@@ -310,6 +320,7 @@ class Preparation:
     repeats: Repeats | None = None
     report: Report = field(init=False)
     _required: list[str] | None = field(default=None, init=False)
+    _ways: dict[int, bool] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         refuses = [] if self.repeats is None else self.repeats.refused()
@@ -369,12 +380,15 @@ class Preparation:
             self.report.columns = sorted({*self.report.columns, *record.columns})
         if "label" in record.fields:
             self.report.labels[str(record.fields["label"])] += 1
+        if len(record.completions) <= 2 and len(self._ways) < _MOST_COMPARED:
+            for key, way in Identity(record).comparisons():
+                self.report.contradicting += self._ways.setdefault(key, way) != way
 
 
 @rank_zero_only
 def say(report: Report) -> None:
     """Log a report, as a warning where something was left out."""
-    notable = report.reasons or report.truncated or report.cut_prompts
+    notable = report.reasons or report.truncated or report.cut_prompts or report.contradicting
     level = logging.WARNING if notable else logging.INFO
     _log.log(level, "%s", report.summary())
 

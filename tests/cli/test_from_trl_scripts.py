@@ -271,7 +271,7 @@ def test_a_part_for_each_split(tmp_path: Path) -> None:
         (
             "a.py",
             "TrlParser((ScriptArguments, DPOConfig, ModelConfig))",
-            "options of DPOConfig from its command line",
+            "give that: `lit-rlhf from-trl options.yaml --task dpo`.",
         ),
         ("a.ipynb", "{}", "is a notebook"),
     ],

@@ -40,8 +40,20 @@ def rows_used(module: Any) -> list[int]:
     return [rows[i]["row"] for i in range(len(rows))]
 
 
-def test_all_are_kept_where_nothing_is_said(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert rows_used(prepared(AGAIN, tokenizer)) == list(range(10))
+def test_all_are_kept_where_nothing_is_said_and_contradictions_counted(
+    tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        module = prepared(AGAIN, tokenizer)
+        assert rows_used(module) == list(range(10))
+        assert "2 say the opposite of an earlier one (repeats.contradicting: drop" in caplog.text
+        caplog.clear()
+        prepared([*ROWS, ROWS[0]], tokenizer)  # again, which is no contradiction
+        prepared(AGAIN, tokenizer, contradicting="drop")
+        assert "the opposite" not in caplog.text
+    labels = [{"prompt": "q", "completion": "a", "label": each} for each in (True, False)]
+    found = prepared([*labels, {**labels[0], "completion": "b"}], tokenizer, UnpairedDataModule)
+    assert found.reports["train"].contradicting == 1
 
 
 def test_the_first_of_the_same_is_kept(
