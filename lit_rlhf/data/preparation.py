@@ -30,8 +30,10 @@ InvalidPolicy = Literal["drop", "error"]
 _ROWS_AT_ONCE = 512
 _MOST_COMPARED = 1_000_000
 """Pairs and labelled answers of which contradictions are counted: some 100 bytes of memory each."""
-_SUMMED = ("optional", "labels", "truncated", "rows", "records", "chats", "cut_prompts")
-_SUMMED += ("contradicting",)
+_SUMMED = (
+    *("optional", "labels", "truncated", "rows", "records", "chats"),
+    *("cut_prompts", "contradicting"),
+)
 """What of the reports of several sources is added up."""
 _log = logging.getLogger(__name__)
 
