@@ -116,9 +116,8 @@ class IterationCheckpoint(ModelCheckpoint):
                 "step and hold no frozen weights, without which Lightning loads none. Set its "
                 "save_distributed_checkpoint: false."
             )
-        if trainer.max_steps not in (-1, 0) and not is_dry_run(
-            trainer
-        ):  # which sets max_steps itself
+        # A dry run sets max_steps itself; 0 is refused elsewhere.
+        if trainer.max_steps not in (-1, 0) and not is_dry_run(trainer):
             raise ConfigurationError(
                 f"trainer.max_steps={trainer.max_steps} with IterationCheckpoint: from a checkpoint at the end of an "
                 "epoch Lightning would enter that epoch once more (its issue 19617), and the rows would come in "

@@ -168,9 +168,8 @@ class Rounds:
     def _do(self, key: int | str, directory: Path, steps: list[Step]) -> str | None:
         """Run the steps that aren't done; what people are asked to do, where one waits for them."""
         commands, told = self._prepare(directory, steps), self._of(key)
-        for step in (
-            step for step in steps if step.done
-        ):  # one may have been killed behind its result
+        for step in (step for step in steps if step.done):
+            # It may have been killed behind its result.
             unfinished_file(step.result).unlink(missing_ok=True)
         for step in (step for step in steps if not step.done):
             if not step.words:
