@@ -64,7 +64,8 @@ def _is_of(value: object, kind: Any) -> bool:
 
 def _said(kind: Any) -> str:
     if get_origin(kind) is Literal:
-        return f"one of {', '.join(map(repr, get_args(kind)))}"
+        choices = [f'"{choice}"' for choice in get_args(kind)]
+        return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
     words[NoneType] = "left out"
     return words.get(kind) or f"a {(get_origin(kind) or kind).__name__}"
