@@ -348,9 +348,8 @@ def proposal(rows: Sequence[Row], kinds: Sequence[Kind], option: str) -> str:
             named = [f"{option}.{f.name} {shlex.quote(getattr(made, f.name))}" for f in changed]
             words = " ".join([option, type(made).__name__, *named])
             means = ""
-            if isinstance(
-                made, formats.PreferenceLabel
-            ):  # others count from 0, or mean the second by 1
+            # Others count from 0, or mean the second by 1.
+            if isinstance(made, formats.PreferenceLabel):
                 means = (
                     f"; true or 1 in {made.label!r} then says that {made.first!r} is the better one"
                 )

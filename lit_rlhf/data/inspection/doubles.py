@@ -195,10 +195,8 @@ class Near:
             order = np.argsort(bucket, kind="stable")
             starts = np.r_[True, bucket[order][1:] != bucket[order][:-1]]
             first = order[np.flatnonzero(starts)[np.cumsum(starts) - 1]]
-            for earlier in (
-                first,
-                np.roll(order, 1),
-            ):  # with the first of the bucket, and with the one before
+            # With the first of the bucket, and with the one before.
+            for earlier in (first, np.roll(order, 1)):
                 pairs = np.stack([earlier, order], 1)[~starts]
                 alike = [
                     (sketches[part[:, 0]] == sketches[part[:, 1]]).mean(1)
