@@ -78,14 +78,14 @@ def test_the_rate_is_the_first_seeds_best() -> None:
     assert tuned(CURVES, "grpo", "ours") == {
         seed: smooth(CURVES["grpo", 3e-4, seed, "ours"]) for seed in (0, 1)
     }
-    assert list(racing(["grpo", "ppo"], [2], CURVES)) == [
+    assert list(racing(["grpo", "ppo"], [1e-3], [2], CURVES)) == [
         ("grpo", 3e-4, 2, "ours"),
         ("grpo", 3e-4, 2, "theirs"),
-        ("ppo", 3e-4, 2, "ours"),  # nothing judged yet: the first of the grid
-        ("ppo", 3e-4, 2, "theirs"),
+        ("ppo", 1e-3, 2, "ours"),  # nothing judged yet: the first of the grid
+        ("ppo", 1e-3, 2, "theirs"),
     ]
     better = CURVES | {("grpo", 1e-3, 0, "theirs"): curve(8.0, [0.2, 0.5, 0.5])}
-    assert [rate for _, rate, _, _ in racing(["grpo"], [2], better)] == [3e-4, 1e-3]
+    assert [rate for _, rate, _, _ in racing(["grpo"], [3e-4], [2], better)] == [3e-4, 1e-3]
 
 
 def test_tables_tell_who_was_sooner_and_what_was_not_run(tmp_path: Path) -> None:

@@ -60,10 +60,12 @@ def tuning(methods: Sequence[str], rates: Sequence[float], seed: int) -> Iterato
         yield method, rate, seed, side
 
 
-def racing(methods: Sequence[str], seeds: Sequence[int], curves: Curves) -> Iterator[Key]:
+def racing(
+    methods: Sequence[str], rates: Sequence[float], seeds: Sequence[int], curves: Curves
+) -> Iterator[Key]:
     """The other seeds, each side at the rate that was best for it; without any that was judged, at the first."""
     for seed, method, side in product(seeds, methods, (OURS, THEIRS)):
-        yield method, best_rate(curves, method, side) or RATES[0], seed, side
+        yield method, best_rate(curves, method, side) or rates[0], seed, side
 
 
 def prepare(work: Path, root: Path, reward: Path, seeds: Sequence[int]) -> None:
@@ -153,13 +155,14 @@ def main() -> None:
                 judge_all(work, root, 32 if options.quick else 256)
 
         carry_out(tuning(options.methods, options.rates, first))
-        carry_out(racing(options.methods, others, read(work)))
+        carry_out(racing(options.methods, options.rates, others, read(work)))
         return
     curves = read(work)
     draw(curves, options.markdown.parent / "time_to_reward.svg")
     about = cpu_model(CPUINFO.read_text(encoding="utf-8"))
     first, *others = SEEDS
-    planned = chain(tuning(list(METHODS), RATES, first), racing(list(METHODS), others, curves))
+    methods = list(METHODS)
+    planned = chain(tuning(methods, RATES, first), racing(methods, RATES, others, curves))
     iterations = {key: ITERATIONS[key[-1]] for key in planned}
     insert(options.markdown, "time-to-reward", report(curves, about, iterations))
 

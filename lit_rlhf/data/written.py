@@ -18,26 +18,9 @@ _KNOWN_ROLES = ("system", "developer", "user", "assistant", "tool", "function", 
 _AROUND = ("data", "rows", "examples", "samples", "instances", "train")
 """What the list of all rows is called in a file that is one object."""
 _OF_ROWS = {
-    "prompt",
-    "question",
-    "instruction",
-    "query",
-    "input",
-    "messages",
-    "conversation",
-    "conversations",
-}
-_OF_ROWS |= {
-    "chosen",
-    "rejected",
-    "completion",
-    "completions",
-    "response",
-    "responses",
-    "answer",
-    "answers",
-    "text",
-}
+    "prompt", "question", "instruction", "query", "input", "messages", "conversation", "conversations", "chosen",
+    "rejected", "completion", "completions", "response", "responses", "answer", "answers", "text",
+}  # fmt: skip
 """Columns by which a row is known: an object that has more of them than those of its list is a row itself."""
 _MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["']\s*:""")
 _BETWEEN = re.compile(r"""(?<=\})\s+(?=\{["'](?:role|from|content|value)["']:)""")

@@ -84,6 +84,35 @@ DDP = "lightning.pytorch.strategies.DDPStrategy"
             ["fit", *POLICY, *CONSTANT, "--run_dir", "r", "-c", "overlays/ahead"],
             "No vLLM server at http://127.0.0.1:8000 can be used.",
         ),
+        (
+            ["fit", *POLICY, *CONSTANT, "--trainer.gradient_clip_algorithm", "norm"],
+            "\nlit-rlhf fit: trainer.gradient_clip_algorithm=norm: PPOPolicyModule steps its optimizer itself",
+        ),
+        (
+            [
+                "fit",
+                *REWARD,
+                "--trainer.gradient_clip_val=null",
+                "--trainer.gradient_clip_algorithm=norm",
+            ],
+            "\nlit-rlhf fit: trainer.gradient_clip_algorithm=norm says how to clip to trainer.gradient_clip_val,",
+        ),
+        (
+            ["fit", *REWARD, "--trainer.min_epochs", "3", "--trainer.max_epochs", "2"],
+            "\nlit-rlhf fit: trainer.min_epochs=3 is never reached: trainer.max_epochs=2 ends the run before.",
+        ),
+        (
+            ["fit", *REWARD, "--trainer.min_steps", "3", "--trainer.max_steps", "2"],
+            "\nlit-rlhf fit: trainer.min_steps=3 is never reached: trainer.max_steps=2 ends the run before.",
+        ),
+        (
+            ["fit", *POLICY, *CONSTANT, "--trainer.max_steps", "0"],
+            "\nlit-rlhf fit: trainer.max_steps=0 trains nothing.",
+        ),
+        (
+            ["fit", *REWARD, "--trainer.max_epochs", "0"],
+            "\nlit-rlhf fit: trainer.max_epochs=0 trains nothing. Give 1",
+        ),
     ],
 )
 def test_slips_name_what_was_meant(
@@ -281,40 +310,6 @@ def test_an_option_of_a_class_that_is_not_ours_is_said_without_the_noise_of_the_
     shown = refused(capsys, ["fit", *REWARD, *words]).partition("lit-rlhf fit: ")[2]
     assert shown.startswith(message)
     assert len(shown) < 300
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (
-            [*POLICY, *CONSTANT, "--trainer.gradient_clip_algorithm", "norm"],
-            "trainer.gradient_clip_algorithm=norm: PPOPolicyModule steps its optimizer itself",
-        ),
-        (
-            [*REWARD, "--trainer.gradient_clip_val=null", "--trainer.gradient_clip_algorithm=norm"],
-            "trainer.gradient_clip_algorithm=norm says how to clip to trainer.gradient_clip_val,",
-        ),
-        (
-            [*REWARD, "--trainer.min_epochs", "3", "--trainer.max_epochs", "2"],
-            "trainer.min_epochs=3 is never reached: trainer.max_epochs=2 ends the run before.",
-        ),
-        (
-            [*REWARD, "--trainer.min_steps", "3", "--trainer.max_steps", "2"],
-            "trainer.min_steps=3 is never reached: trainer.max_steps=2 ends the run before.",
-        ),
-        ([*POLICY, *CONSTANT, "--trainer.max_steps", "0"], "trainer.max_steps=0 trains nothing."),
-        ([*REWARD, "--trainer.max_epochs", "0"], "trainer.max_epochs=0 trains nothing. Give 1"),
-    ],
-)
-def test_options_of_the_trainer_that_do_nothing_are_refused(
-    words: list[str],
-    message: str,
-    trained: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(trained)
-    assert f"\nlit-rlhf fit: {message}" in refused(capsys, ["fit", *words])
 
 
 def test_a_group_that_a_class_has_not_is_said_with_its_place(
